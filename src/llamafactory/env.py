@@ -1,0 +1,28 @@
+"""The environment variables we read, in one place. Launch variables (NNODES, RANK ...) are read in `launch.py` alone."""
+
+from __future__ import annotations
+
+import os
+
+_TRUE = {"1", "true", "y", "yes", "on"}
+
+
+def is_enabled(name: str, default: bool = False) -> bool:
+    """True when the variable holds 1, true, y, yes or on, in any case."""
+    value = os.environ.get(name)
+    return default if value is None else value.strip().lower() in _TRUE
+
+
+def local_rank() -> int:
+    """Index of this process on its machine; 0 when not launched in a group."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    """Index of this process in the whole group; 0 when not launched in a group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes in the group; 1 when not launched in a group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,61 @@
+"""What rendering yields: tokens grouped into turns, each piece with its loss weight and kind.
+
+Ids and weights are decided together, in the renderer; nothing later searches for answers in a token stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of tokens that share a loss weight.
+
+    control: part of the template (role headers, stop tokens, media runs), which truncation must keep whole or drop whole.
+    weight: 0.0 means not supervised.
+    """
+
+    ids: tuple[int, ...]
+    weight: float
+    control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A prompt part (system, user, tool results, generation prompt) and the answer that follows it."""
+
+    source: tuple[Piece, ...]
+    target: tuple[Piece, ...]
+
+    def __len__(self) -> int:
+        return sum(len(piece.ids) for piece in (*self.source, *self.target))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One example. All sequences have length T; `labels` is IGNORE_INDEX where nothing is learnt.
+
+    weights: None when every supervised token weighs 1.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    weights: list[float] | None = None
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+def join(pieces: Iterable[Piece]) -> Tokens:
+    """Concatenate pieces in order into one example."""
+    kept: Sequence[Piece] = [piece for piece in pieces if piece.ids]
+    ids = [token for piece in kept for token in piece.ids]
+    labels = [token if piece.weight else IGNORE_INDEX for piece in kept for token in piece.ids]
+    if all(piece.weight in (0.0, 1.0) for piece in kept):
+        return Tokens(ids, labels)
+    return Tokens(ids, labels, [piece.weight for piece in kept for _ in piece.ids])
