@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests: a locally trained tokenizer and a tiny random model. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from llamafactory.models.starter import build_model, build_tokenizer
+
+torch.set_num_threads(1)
+
+TEXTS = [
+    "Who are you? I am a small assistant that lives on this machine.",
+    "Name three colours. Red, green and blue.\n\n- one\n- two\n",
+    "def add(a, b):\n    return a + b\n",
+    "What is the weather in Paris? It is sunny, 21 degrees.",
+    "你好，世界。再见 👋 — café naïve",
+    '{"name": "get_weather", "arguments": {"city": "Paris", "days": [1, 2]}}',
+] * 20
+
+CONTROL_TOKENS = (
+    "<pad>", "<s>", "</s>", "<unk>",
+    "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endoftext|>",
+    "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
+    "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>",
+    "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+    "<｜User｜>", "<｜Assistant｜>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>",
+)  # fmt: skip
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A fresh byte-level tokenizer that holds the control tokens of every template family under test."""
+    return build_tokenizer(
+        TEXTS, vocab_size=600, special_tokens=CONTROL_TOKENS, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a 2-layer Llama (hidden 32) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    build_model(tokenizer, hidden_size=32, num_layers=2, max_length=512).save_pretrained(folder)
+    return folder
