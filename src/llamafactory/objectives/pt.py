@@ -1,0 +1,21 @@
+"""Pre-training: next-token cross-entropy over plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamafactory.objectives import Objective
+from llamafactory.objectives._tokens import CrossEntropy
+from llamafactory.rendering.records import Text
+
+if TYPE_CHECKING:
+    from llamafactory.config import RunConfig
+
+RECORD = Text
+
+
+def build(config: RunConfig) -> Objective:
+    """The objective of `stage: pt`."""
+    return CrossEntropy(
+        label_smoothing=config.training.label_smoothing_factor, accuracy=config.finetuning.compute_accuracy
+    )
