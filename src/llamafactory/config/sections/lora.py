@@ -1,0 +1,38 @@
+"""Low-rank adapters. Knows no model."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from llamafactory.config.section import CommaList, NonNegativeReal, Positive, PositiveReal, Section, option
+
+
+class LoraConfig(Section):
+    """LoRA and its relatives: rsLoRA, DoRA, LoRA+, PiSSA."""
+
+    title: ClassVar[str] = "LoRA method"
+
+    lora_rank: Positive = option(8, "Rank of the adapter matrices.")
+    lora_alpha: Positive | None = option(None, "Scale of the adapter, divided by the rank; left out, twice lora_rank.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "Dropout on the adapter's input.", unit="probability"
+    )
+    lora_target: CommaList = option(
+        ("all",), "Modules that get an adapter, separated by commas; all means every linear layer but the head."
+    )
+    additional_target: CommaList = option((), "Modules trained in full next to the adapter, separated by commas.")
+    loraplus_lr_ratio: PositiveReal | None = option(None, "LoRA+: learning rate of matrix B over that of matrix A.")
+    loraplus_lr_embedding: NonNegativeReal = option(1e-6, "LoRA+: learning rate of embedding adapters.")
+    use_rslora: bool = option(False, "Divide the scale by the square root of the rank.")
+    use_dora: bool = option(False, "Learn magnitude and direction of the weights apart (DoRA).")
+    pissa_init: bool = option(False, "Start the adapter from the principal components of the weights (PiSSA).")
+    pissa_iter: int = option(16, "Iterations of the fast decomposition for PiSSA; -1 decomposes in full.")
+    pissa_convert: bool = option(False, "Save a PiSSA adapter as a plain LoRA adapter of the original base.")
+    create_new_adapter: bool = option(False, "Merge the given adapters and train a fresh one.")
+
+    @property
+    def alpha(self) -> int:
+        """The scale in effect: lora_alpha, or twice the rank when it was left out."""
+        return 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha

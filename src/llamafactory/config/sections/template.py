@@ -1,0 +1,26 @@
+"""How a conversation becomes text. Knows no tokenizer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from llamafactory.config.section import Section, option
+
+
+class TemplateConfig(Section):
+    """Chat template, tool format and reasoning mode."""
+
+    title: ClassVar[str] = "Template"
+
+    template: str | None = option(None, "Name of the chat template; left out, the tokenizer's own template is used.")
+    tool_format: str | None = option(None, "Format of tools and tool calls in place of the template's own.")
+    default_system: str | None = option(None, "System message for conversations that bring none.")
+    enable_thinking: bool | None = option(
+        True, "Reasoning mode of templates that have one: true, false, or null to follow each example."
+    )
+    preserve_thinking: bool = option(False, "Keep the thoughts of earlier turns in the context.")
+    template_date: str | None = option(
+        None,
+        "Date written by templates that state today's date; left out, the date of the run.",
+        unit="as the template prints it",
+    )
