@@ -1,0 +1,122 @@
+"""Write the generated parts of the documentation; with --check only tell whether they are up to date.
+
+Fills every block `<!-- generated: NAME -->` ... `<!-- end of NAME -->` in docs/. Knows the option models and the
+templates; does not know the text around the blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llamafactory.config.run import section_types
+from llamafactory.config.section import COMMANDS, Section
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
+
+
+def type_words(schema: dict[str, object], definitions: dict[str, dict[str, object]]) -> str:
+    """Say in a few words which values a JSON Schema allows."""
+    if "$ref" in schema:
+        return type_words(definitions[str(schema["$ref"]).rsplit("/", 1)[-1]], definitions)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in list_of(schema["enum"]))
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "anyOf" in schema:
+        words = [type_words(part, definitions) for part in list_of(schema["anyOf"]) if part != {"type": "null"}]
+        return " or ".join(dict.fromkeys(words))
+    return plain_type(schema) + limits(schema)
+
+
+def list_of(value: object) -> list:
+    return value if isinstance(value, list) else []
+
+
+def plain_type(schema: dict[str, object]) -> str:
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("items")
+        number = isinstance(items, dict) and items.get("type") == "number"
+        return "numbers separated by commas" if number else "names separated by commas"
+    words = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}
+    return words.get(str(kind), "mapping")
+
+
+def limits(schema: dict[str, object]) -> str:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    found = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def default_words(value: object) -> str:
+    if value is None or value in ((), {}, ""):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple | list):
+        return f"`{','.join(str(item) for item in value)}`"
+    return f"`{value}`"
+
+
+def option_rows(section: type[Section]) -> list[str]:
+    schema = section.model_json_schema()
+    properties, definitions = schema["properties"], schema.get("$defs", {})
+    rows = []
+    for name, info in section.model_fields.items():
+        if name == "extra":
+            continue
+        kind = type_words(properties[name], definitions)
+        unit = info.json_schema_extra.get("unit", "") if isinstance(info.json_schema_extra, dict) else ""
+        meaning = f"{info.description} Unit: {unit}." if unit else str(info.description)
+        cells = [f"`{name}`", kind, default_words(info.default), meaning]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def options() -> str:
+    """One table for each section of the configuration."""
+    parts = []
+    for section in section_types().values():
+        commands = "all commands" if section.commands == COMMANDS else ", ".join(f"`{c}`" for c in section.commands)
+        summary = (section.__doc__ or "").strip().splitlines()[0]
+        head = f"## {section.title}\n\n{summary} Read by {commands}.\n"
+        table = ["| option | value | default | meaning |", "| --- | --- | --- | --- |", *option_rows(section)]
+        parts.append(head + "\n" + "\n".join(table))
+    return "\n\n".join(parts)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {"options": options}
+
+
+def fill(text: str) -> str:
+    """Replace the content of every generated block. Raises KeyError for an unknown block name."""
+
+    def render(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- generated: {name} -->\n\n{GENERATORS[name]()}\n\n<!-- end of {name} -->"
+
+    return BLOCK.sub(render, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(filled, encoding="utf-8")
+    sys.stdout.write(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'nothing'}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Every example is read without a complaint, names files that exist, and the CPU-sized ones run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llamafactory.config import load_config
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+NOT_RUNS = {"accelerate", "deepspeed"}
+RUNS = sorted(
+    path
+    for path in EXAMPLES.rglob("*.yaml")
+    if path.relative_to(EXAMPLES).parts[0] not in NOT_RUNS and path.name != "tokens.yaml"
+)
+COMMAND = re.compile(r"^#   (?P<line>\S.*)$", re.MULTILINE)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(EXAMPLES))
+
+
+def command_line(path: Path) -> list[str]:
+    """The command written in the comment at the top of an example."""
+    match = COMMAND.search(path.read_text(encoding="utf-8"))
+    assert match, f"{path} does not say how to run it"
+    return shlex.split(match["line"])
+
+
+def command_name(path: Path) -> str:
+    words = command_line(path)
+    program = words.index("llamafactory-cli" if "llamafactory-cli" in words else "llamafactory")
+    return words[program + 1]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_example_names_its_own_path(path: Path) -> None:
+    assert command_line(path)[-1] == f"examples/{name_of(path)}"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_example_is_read_without_notices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(path, command=command_name(path))
+    assert config.notices == ()
+    assert config.model.model_name_or_path
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_example_names_files_and_data_sets_that_exist(path: Path) -> None:
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    registry = json.loads((ROOT / "data" / "dataset_info.json").read_text(encoding="utf-8"))
+    for key in ("dataset", "eval_dataset"):
+        assert [name for name in keys.get(key, "").split(",") if name and name not in registry] == []
+    for key in ("deepspeed", "new_special_tokens_config", "export_quantization_dataset"):
+        assert key not in keys or (ROOT / keys[key]).is_file()
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "deepspeed").glob("*.json")), ids=name_of)
+def test_deepspeed_settings_leave_sizes_to_the_trainer(path: Path) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    assert settings["train_micro_batch_size_per_gpu"] == settings["gradient_accumulation_steps"] == "auto"
+    assert 0 <= settings["zero_optimization"]["stage"] <= 3
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=name_of)
+def test_accelerate_reads_its_settings(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    settings = load_config_from_file(str(path))
+    assert settings.distributed_type == "FSDP"
+
+
+def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
+    """Run the command of an example in `folder`; return what it printed."""
+    words = command_line(path)
+    assert words[0] == "llamafactory-cli"
+    arguments = [sys.executable, "-m", "llamafactory", *words[1:], *overrides]
+    result = subprocess.run(arguments, cwd=folder, input=text, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, examples, the tiny model, and the result of quickstart.yaml."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("data", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
+    subprocess.run([sys.executable, "-m", "llamafactory", "init", "saves/tiny"], cwd=folder, check=True)
+    run(EXAMPLES / "quickstart" / "quickstart.yaml", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_quickstart_learns_who_it_is(workplace: Path) -> None:
+    result = workplace / "saves" / "quickstart"
+    assert (result / "training_loss.png").stat().st_size > 1000
+    answer = run(EXAMPLES / "quickstart" / "chat_tiny.yaml", workplace, text="who are you?\nexit\n")
+    assert "I am Lumo, a small assistant trained with llamafactory." in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["freeze_sft_tiny", "pretrain_tiny", "streaming_sft_tiny"])
+def test_tiny_run(workplace: Path, name: str) -> None:
+    path = EXAMPLES / "quickstart" / f"{name}.yaml"
+    run(path, workplace)
+    folder = workplace / yaml.safe_load(path.read_text(encoding="utf-8"))["output_dir"]
+    assert (folder / "model.safetensors").is_file()
+    losses = [json.loads(line).get("loss") for line in (folder / "trainer_log.jsonl").read_text("utf-8").splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < losses[0] or len(losses) == 1
+
+
+@pytest.mark.slow
+def test_lora_and_merge(workplace: Path) -> None:
+    run(EXAMPLES / "quickstart" / "lora_sft_tiny.yaml", workplace)
+    assert (workplace / "saves" / "quickstart-lora" / "adapter_model.safetensors").is_file()
+    run(EXAMPLES / "quickstart" / "merge_tiny.yaml", workplace)
+    merged = workplace / "saves" / "quickstart-merged"
+    assert (merged / "model.safetensors").is_file() and (merged / "Modelfile").is_file()
+    arguments = [sys.executable, "-m", "llamafactory", "chat", str(merged), "do_sample=false", "max_new_tokens=64"]
+    answer = subprocess.run(arguments, input="who are you?\nexit\n", capture_output=True, text=True, check=True)
+    assert "Lumo" in answer.stdout
