@@ -77,5 +77,5 @@ def write_starter(folder: Path, texts: Iterable[str], **model_options: int) -> P
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(texts)
     tokenizer.save_pretrained(folder)
-    build_model(tokenizer, **model_options).save_pretrained(folder)
+    build_model(tokenizer, **model_options).save_pretrained(folder)  # type: ignore[arg-type]
     return folder

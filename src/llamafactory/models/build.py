@@ -1,0 +1,158 @@
+"""From a checked folder to a transformers model: read the configuration, read or create the weights, check the result.
+
+Knows transformers' loading calls; no vocabulary, no adapter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from llamafactory.errors import ConfigError, ModelError
+from llamafactory.logs import get_logger
+from llamafactory.models.hub import check_weights, fetch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import GenerationConfig, PretrainedConfig
+
+    from llamafactory.config.run import RunConfig
+
+logger = get_logger(__name__)
+
+
+def read_config(config: RunConfig) -> tuple[Path, PretrainedConfig]:
+    """Fetch the base model and read its configuration. Raises ConfigError, ModelError."""
+    name = config.model.model_name_or_path
+    if not name:
+        raise ConfigError("model_name_or_path: a model is needed, but none was given; name a folder or a hub id")
+    folder = fetch(name, config.hub, key="model_name_or_path", weights=not config.model.train_from_scratch)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model_name_or_path: {name!r} is an adapter (it holds adapter_config.json), not a full model; "
+            "give it as adapter_name_or_path and its base as model_name_or_path"
+        )
+    try:
+        hf_config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=config.hub.trust_remote_code, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model_name_or_path: {folder} has no configuration this release can read ({_first_line(error)}); "
+            "check config.json, or update transformers"
+        ) from error
+    quantized = getattr(hf_config, "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        raise ModelError(
+            f"model_name_or_path: {name!r} is stored quantized ({method}), which is not available in this version; "
+            "give the unquantized model"
+        )
+    return folder, hf_config
+
+
+def stored_dtype(hf_config: PretrainedConfig) -> torch.dtype | None:
+    """The number format a checkpoint declares, None when it does not."""
+    declared = hf_config.dtype or getattr(hf_config.get_text_config(), "dtype", None)
+    return getattr(torch, declared) if isinstance(declared, str) else declared
+
+
+def build_weights(
+    config: RunConfig,
+    folder: Path,
+    hf_config: PretrainedConfig,
+    *,
+    attention: str | None,
+    dtype: torch.dtype,
+    trainable: bool,
+) -> PreTrainedModel:
+    """Read the weights, or create random ones with train_from_scratch. Raises ModelError."""
+    options: dict[str, object] = {"dtype": dtype, "trust_remote_code": config.hub.trust_remote_code}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    auto = AutoModelForImageTextToText if _is_multimodal(hf_config) else AutoModelForCausalLM
+    try:
+        if config.model.train_from_scratch:
+            model = auto.from_config(hf_config, **options)
+        else:
+            model = _read_weights(auto, config, folder, {"config": hf_config, **options}, trainable=trainable)
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        raise ModelError(f"model_name_or_path: {folder} could not be loaded: {_first_line(error)}") from error
+    refuse_meta(model, folder)
+    repair_generation(model.generation_config)
+    model.name_or_path = config.model.model_name_or_path
+    return model
+
+
+def _read_weights(
+    auto: type, config: RunConfig, folder: Path, options: dict[str, object], *, trainable: bool
+) -> PreTrainedModel:
+    allow_pickle = config.hub.allow_pickle_weights
+    safe = check_weights(folder, str(folder), key="model_name_or_path", allow_pickle=allow_pickle)
+    device_map = None if trainable else _inference_devices(config)
+    if device_map == "auto":
+        options["offload_folder"] = config.model.offload_folder
+    model, report = auto.from_pretrained(  # type: ignore[attr-defined]
+        folder, device_map=device_map, use_safetensors=safe, local_files_only=True, output_loading_info=True, **options
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model_name_or_path: {folder} lacks {len(missing)} of the model's tensors, such as {missing[0]}, which "
+            "would start random; download the model again, or set train_from_scratch: true"
+        )
+    return model
+
+
+def _is_multimodal(hf_config: PretrainedConfig) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def _inference_devices(config: RunConfig) -> str | None:
+    on_cpu = config.training.use_cpu or (config.command == "export" and config.export.export_device == "cpu")
+    return "auto" if torch.accelerator.is_available() and not on_cpu else None
+
+
+def refuse_meta(model: nn.Module, source: Path | str) -> None:
+    """Raise ModelError when a tensor of `model` was never filled."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty and not hasattr(model, "hf_device_map"):
+        raise ModelError(
+            f"{source}: {len(empty)} tensors were left without values, such as {empty[0]}; the files are incomplete, "
+            "download or save the model again"
+        )
+
+
+def repair_generation(generation: GenerationConfig | None) -> None:
+    """Make a generation configuration consistent, in place: sampling values without do_sample cannot be saved."""
+    if generation is None or generation.do_sample:
+        return
+    for name in ("temperature", "top_p", "typical_p", "min_p"):
+        if getattr(generation, name, None) not in (None, 1.0):
+            generation.do_sample = True
+            return
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def reload_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Read a model folder that this program wrote, on the CPU, in evaluation mode. Raises ModelError."""
+    try:
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        auto = AutoModelForImageTextToText if _is_multimodal(hf_config) else AutoModelForCausalLM
+        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: the saved model cannot be read back ({_first_line(error)}); do not use it"
+        ) from error
+    refuse_meta(model, folder)
+    return model.eval()

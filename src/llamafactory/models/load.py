@@ -1,0 +1,274 @@
+"""Loading a model for a run: configuration, formats, weights, vocabulary, adapters, in that order.
+
+Decisions that change numbers (formats, attention, positions, vocabulary) are logged in one line each and returned as
+notes. Knows no data, no objective and no trainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from transformers import set_seed
+
+from llamafactory.errors import ConfigError, ModelError
+from llamafactory.logs import get_logger
+from llamafactory.models import build
+from llamafactory.models.adapters import ADAPTERS, lora
+from llamafactory.models.attention import choose_attention
+from llamafactory.models.checkpointing import enable_checkpointing
+from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
+from llamafactory.models.families import family_facts
+from llamafactory.models.hub import is_local
+from llamafactory.models.inspect import count_parameters, parameter_status
+from llamafactory.models.record import BaseRecord, fingerprint, read_record
+from llamafactory.models.rope import scale_rope, set_rope
+from llamafactory.models.router import set_router_loss
+from llamafactory.models.upcast import upcast_head_output, upcast_norms
+from llamafactory.models.vocab import NewRows, grow_vocab, num_rows, padded_rows
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from llamafactory.config.run import RunConfig
+    from llamafactory.models.tokenizer import TokenizerBundle
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to train or to answer.
+
+    dtype: format of the frozen weights, and of computation. record: what an adapter saved from this model must remember
+    about its base. notes: what was decided, one sentence each.
+    """
+
+    model: PreTrainedModel | PeftModel
+    dtype: torch.dtype
+    record: BaseRecord
+    notes: tuple[str, ...]
+
+
+def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, merge: bool = True) -> LoadedModel:
+    """Load the model of a run and choose what learns.
+
+    Training: sets the global seed, so that new rows, adapters and random weights are the same for the same seed.
+    Inference: adapters are merged, nothing requires gradients, evaluation mode. merge: False leaves the last adapter
+    unmerged at inference, for whoever wants to observe it first. Raises ConfigError, ModelError.
+    """
+    refuse_unavailable(config)
+    if trainable:
+        set_seed(config.training.seed)
+    notes: list[str] = []
+    base = load_base(config, bundle, notes, trainable=trainable)
+    if merge or trainable:
+        part = ADAPTERS.load(config.finetuning.finetuning_type)
+        model = part.apply(base.model, config, trainable=trainable, vocab_grown=base.vocab_grown)
+    else:
+        model = lora.attach_given(base.model, config)
+    record = _complete(base.record, model, config, trainable=trainable)
+    if trainable:
+        _prepare_training(model, config, base.plan, notes)
+    else:
+        _prepare_inference(model, config)
+    for note in notes:
+        logger.info(note)
+    if config.model.print_param_status:
+        for line in parameter_status(model):
+            logger.info(line)
+    return LoadedModel(model, base.plan.frozen, record, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model before any adapter."""
+
+    model: PreTrainedModel
+    plan: DtypePlan
+    record: BaseRecord
+    vocab_grown: bool
+
+
+def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, trainable: bool) -> Base:
+    """Load the base with its formats, attention, positions and vocabulary settled; appends to `notes`."""
+    earlier = _earlier_record(config)
+    folder, hf_config = build.read_config(config)
+    plan = plan_dtype(config, build.stored_dtype(hf_config), trainable=trainable)
+    notes.append(plan.describe(trainable=trainable))
+    positions = _stretch(config, hf_config, earlier, notes, trainable=trainable)
+    if trainable and config.compute.moe_aux_loss_coef:
+        set_router_loss(hf_config, config.compute.moe_aux_loss_coef)
+    attention, notice = choose_attention(config.compute.flash_attn, hf_config)
+    notes.extend([notice] if notice else [])
+    if not config.model.low_cpu_mem_usage:
+        notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
+    model = build.build_weights(config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable)
+    grown = _fit_vocab(model, config, bundle, earlier, trainable=trainable)
+    record = BaseRecord(
+        base_model=_portable_name(config),
+        vocab_size=num_rows(model),
+        base_fingerprint="" if config.model.train_from_scratch else fingerprint(folder),
+        added_tokens=_added_tokens(bundle, earlier),
+        rope_parameters=positions[0],
+        max_position_embeddings=positions[1],
+    )
+    _compare_base(record, earlier)
+    return Base(model, plan, record, grown)
+
+
+def refuse_unavailable(config: RunConfig) -> None:
+    """Raise ConfigError for options whose parts do not exist yet."""
+    wanted = {
+        "quantization_bit": config.quantization.quantization_bit is not None,
+        "shift_attn": config.compute.shift_attn,
+        "use_unsloth": config.compute.use_unsloth,
+        "use_unsloth_gc": config.compute.use_unsloth_gc,
+        "enable_liger_kernel": config.compute.enable_liger_kernel,
+        "mixture_of_depths": config.model.mixture_of_depths is not None,
+    }
+    for key, given in wanted.items():
+        if given:
+            raise ConfigError(f"{key} ({config.place(key)}): this is not available in this version; remove {key}")
+    if config.finetuning.finetuning_type != "lora" and config.model.adapter_name_or_path:
+        raise ConfigError(
+            f"adapter_name_or_path: adapters need finetuning_type: lora, got {config.finetuning.finetuning_type}; "
+            "remove one of the two"
+        )
+
+
+def _earlier_record(config: RunConfig) -> BaseRecord | None:
+    """The record of the last given adapter that has one."""
+    if not config.model.adapter_name_or_path:
+        return None
+    records = [read_record(folder) for folder in lora.adapter_folders(config)]
+    return next((record for record in reversed(records) if record is not None), None)
+
+
+def _stretch(
+    config: RunConfig, hf_config: PretrainedConfig, earlier: BaseRecord | None, notes: list[str], *, trainable: bool
+) -> tuple[dict[str, object] | None, int | None]:
+    """Scale rotary positions as an adapter remembers them, else as the options say; returns what was set."""
+    if earlier is not None and earlier.rope_parameters and earlier.max_position_embeddings:
+        set_rope(hf_config, earlier.rope_parameters, earlier.max_position_embeddings)
+        notes.append(f"positions: as the adapter was trained, up to {earlier.max_position_embeddings}")
+        return earlier.rope_parameters, earlier.max_position_embeddings
+    if config.model.rope_scaling is None:
+        return None, None
+    change = scale_rope(config.model.rope_scaling, hf_config, cutoff_len=config.data.cutoff_len, trainable=trainable)
+    if change is None:
+        notes.append(f"rope_scaling: {config.model.rope_scaling} has no effect, the model's own positions suffice")
+        return None, None
+    set_rope(hf_config, change.rope_parameters, change.max_position_embeddings)
+    notes.append(change.line)
+    return change.rope_parameters, change.max_position_embeddings
+
+
+def _fit_vocab(
+    model: PreTrainedModel, config: RunConfig, bundle: TokenizerBundle, earlier: BaseRecord | None, *, trainable: bool
+) -> bool:
+    """Grow the embeddings if the tokenizer asks for it; True when new tokens must learn their rows."""
+    tokens, rows = len(bundle.tokenizer), num_rows(model)
+    if earlier is not None and bundle.added_tokens and tokens > earlier.vocab_size:
+        raise ModelError(
+            f"add_tokens: the given adapter was trained with {earlier.vocab_size} rows of vocabulary, {tokens} are "
+            "needed now; export the merged model first and add tokens to that"
+        )
+    covered = max(rows, earlier.vocab_size if earlier is not None else 0)
+    if tokens > covered and trainable and not bundle.must_resize and not config.model.adapter_name_or_path:
+        raise ModelError(
+            f"the tokenizer holds {tokens} tokens but the model has {rows} rows of vocabulary; set resize_vocab: true, "
+            "or use the tokenizer that belongs to the model"
+        )
+    if not bundle.must_resize:
+        return False
+    wanted = max(rows, padded_rows(tokens)) if tokens > rows and earlier is None else rows
+    grown = grow_vocab(model, wanted, _new_rows(config, bundle))
+    return grown or bool(bundle.added_tokens)
+
+
+def _new_rows(config: RunConfig, bundle: TokenizerBundle) -> NewRows:
+    ids = {token: bundle.tokenizer.convert_tokens_to_ids(token) for token in bundle.added_tokens}
+    described = {
+        ids[token]: tuple(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for token, text in bundle.descriptions.items()
+        if token in ids
+    }
+    return NewRows(tuple(ids.values()), described, config.vocab.init_special_tokens, config.training.seed)
+
+
+def _portable_name(config: RunConfig) -> str:
+    """The base model's name as an artefact remembers it: hub ids as they are, folders as absolute paths."""
+    name = config.model.model_name_or_path or ""
+    return str(Path(name).expanduser().resolve()) if is_local(name) else name
+
+
+def _added_tokens(bundle: TokenizerBundle, earlier: BaseRecord | None) -> tuple[tuple[str, str], ...]:
+    known = earlier.added_tokens if earlier is not None else ()
+    special = set(bundle.special_tokens)
+    return known + tuple((token, "special" if token in special else "normal") for token in bundle.added_tokens)
+
+
+def _compare_base(record: BaseRecord, earlier: BaseRecord | None) -> None:
+    prints = {record.base_fingerprint, earlier.base_fingerprint if earlier is not None else ""} - {""}
+    if len(prints) > 1:
+        logger.warning(
+            "model_name_or_path: these are not the weights the adapter was trained on (%s then, %s now); "
+            "results may be worse",
+            earlier.base_model if earlier is not None else "",
+            record.base_model,
+        )
+
+
+def _complete(
+    record: BaseRecord, model: PreTrainedModel | PeftModel, config: RunConfig, *, trainable: bool
+) -> BaseRecord:
+    """Fill in what is known after the adapters are in place, and tell PEFT the base's name."""
+    given = config.model.adapter_name_or_path
+    resumed = bool(given) and trainable and not config.lora.create_new_adapter
+    if isinstance(model, PeftModel):
+        for options in model.peft_config.values():
+            options.base_model_name_or_path = record.base_model
+        base = model.get_base_model()
+    else:
+        base = model
+    merged = tuple(_absolute(name, config) for name in (given[:-1] if resumed else given))
+    return dataclasses.replace(record, vocab_size=num_rows(base), merged_adapters=merged)
+
+
+def _absolute(name: str, config: RunConfig) -> str:
+    if not is_local(name):
+        return name
+    folder = Path(name).expanduser().resolve()
+    return str(folder / config.model.adapter_folder) if config.model.adapter_folder else str(folder)
+
+
+def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, plan: DtypePlan, notes: list[str]) -> None:
+    cast_parameters(model, plan)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if config.compute.upcast_layernorm:
+        notes.append(f"upcast_layernorm: {upcast_norms(base)} norm weights are float32")
+    if config.compute.upcast_lmhead_output:
+        upcast_head_output(base)
+    count = count_parameters(model)
+    notes.append(count.line())
+    if count.trainable == 0:
+        raise ModelError(
+            f"finetuning_type: {config.finetuning.finetuning_type} leaves no parameter to train with these options; "
+            "name layers or modules that exist, or unfreeze parts of the model"
+        )
+    if not config.compute.disable_gradient_checkpointing and family_facts(base.config).checkpointing:
+        layers = enable_checkpointing(base, reentrant=config.compute.use_reentrant_gc)
+        notes.append(f"gradient checkpointing: {layers} layers")
+    base.config.use_cache = False
+    model.train()
+
+
+def _prepare_inference(model: PreTrainedModel | PeftModel, config: RunConfig) -> None:
+    model.requires_grad_(False)
+    model.config.use_cache = config.compute.use_kv_cache
+    model.eval()

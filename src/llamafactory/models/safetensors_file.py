@@ -1,0 +1,52 @@
+"""Names, shapes and places of tensors in safetensors files, read from the headers alone."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamafactory.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor in a file. start, end: byte offsets from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_entries(file: Path) -> dict[str, TensorEntry]:
+    """Name and place of every tensor. Raises CheckpointError when the file is damaged."""
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(size))
+    except (ValueError, struct.error) as error:
+        raise CheckpointError(
+            f"{file}: expected a safetensors file, found a damaged one ({error}); restore it"
+        ) from error
+    header.pop("__metadata__", None)
+    return {
+        name: TensorEntry(facts["dtype"], tuple(facts["shape"]), *(8 + size + at for at in facts["data_offsets"]))
+        for name, facts in header.items()
+    }
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in one file."""
+    return {name: entry.shape for name, entry in read_entries(file).items()}
+
+
+def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in all safetensors files of a folder."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes.update(tensor_shapes(file))
+    return shapes

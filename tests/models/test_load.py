@@ -1,0 +1,181 @@
+"""Loading: formats, attention, checkpointing, refusals, and that decisions are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llamafactory.errors import ConfigError, ModelError
+
+
+def test_full_training_reads_bf16_weights_as_fp32(load, model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bf16"
+    shutil.copytree(model_dir, folder)
+    AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).save_pretrained(folder)
+    loaded, _, _ = load(model_name_or_path=str(folder), finetuning_type="full", bf16=True)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert loaded.dtype == torch.bfloat16
+    assert any("trained weights float32" in note and "bf16: true" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "frozen", "trained"),
+    [
+        ({"bf16": True}, torch.bfloat16, torch.float32),
+        ({"fp16": True}, torch.float16, torch.float32),
+        ({"pure_bf16": True}, torch.bfloat16, torch.bfloat16),
+        ({}, torch.float32, torch.float32),
+    ],
+)
+def test_lora_formats(load, model_dir: Path, options: dict, frozen: torch.dtype, trained: torch.dtype) -> None:
+    loaded, _, _ = load(model_name_or_path=str(model_dir), **options)
+    groups = {True: set(), False: set()}
+    for parameter in loaded.model.parameters():
+        groups[parameter.requires_grad].add(parameter.dtype)
+    assert groups == {True: {trained}, False: {frozen}}
+
+
+def test_freeze_keeps_precision_of_trained_layers(load, model_dir: Path) -> None:
+    loaded, _, _ = load(
+        model_name_or_path=str(model_dir), finetuning_type="freeze", freeze_trainable_layers=1, bf16=True
+    )
+    stored = load_file(model_dir / "model.safetensors")
+    live = dict(loaded.model.named_parameters())
+    assert torch.equal(live["model.layers.1.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"])
+    assert live["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+def test_bf16_and_fp16_together_are_refused(load, model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bf16 and fp16 are both true.*keep one"):
+        load(model_name_or_path=str(model_dir), bf16=True, fp16=True)
+
+
+def test_infer_dtype(load, model_dir: Path) -> None:
+    loaded, _, _ = load(trainable=False, model_name_or_path=str(model_dir), infer_dtype="bfloat16")
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert load(trainable=False, model_name_or_path=str(model_dir))[0].model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"quantization_bit": 4}, "quantization_bit"),
+        ({"shift_attn": True}, "shift_attn"),
+        ({"use_unsloth": True}, "use_unsloth"),
+        ({"use_unsloth_gc": True}, "use_unsloth_gc"),
+        ({"enable_liger_kernel": True}, "enable_liger_kernel"),
+        ({"mixture_of_depths": "convert"}, "mixture_of_depths"),
+        ({"pissa_init": True}, "pissa_init"),
+    ],
+)
+def test_parts_that_do_not_exist_are_refused(load, model_dir: Path, options: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}.*not available in this version; remove {key}"):
+        load(model_name_or_path=str(model_dir), **options)
+
+
+def test_unknown_finetuning_type_names_the_choices(load, model_dir: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"finetuning_type: 'oft' is not available \(choose from freeze, full, lora\)"
+    ):
+        load(model_name_or_path=str(model_dir), finetuning_type="oft")
+
+
+def test_adapters_need_lora(load, model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="adapters need finetuning_type: lora, got full"):
+        load(model_name_or_path=str(model_dir), finetuning_type="full", adapter_name_or_path=str(model_dir))
+
+
+def test_missing_model_name(load) -> None:
+    with pytest.raises(ConfigError, match="model_name_or_path: a model is needed"):
+        load()
+
+
+def test_missing_tensor_is_an_error(load, untied_dir: Path) -> None:
+    weights = load_file(untied_dir / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, untied_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the model's tensors, such as lm_head.weight"):
+        load(model_name_or_path=str(untied_dir))
+
+
+def test_stored_quantization_is_refused(load, untied_dir: Path) -> None:
+    config = json.loads((untied_dir / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (untied_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"stored quantized \(gptq\).*unquantized"):
+        load(model_name_or_path=str(untied_dir))
+
+
+def test_train_from_scratch_is_random_and_repeatable(load, model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "no_weights"
+    shutil.copytree(model_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = {"model_name_or_path": str(folder), "train_from_scratch": True, "finetuning_type": "full", "seed": 1}
+    first = load(**options)[0].model.state_dict()
+    second = load(**options)[0].model.state_dict()
+    stored = load_file(model_dir / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(first[name], stored[name])
+
+
+def test_generation_config_is_repaired(load, untied_dir: Path, tmp_path: Path) -> None:
+    (untied_dir / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
+    loaded, _, _ = load(model_name_or_path=str(untied_dir), finetuning_type="full")
+    assert loaded.model.generation_config.do_sample is True
+    loaded.model.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(
+    "method", [{"finetuning_type": "lora"}, {"finetuning_type": "freeze", "freeze_trainable_layers": 1}]
+)
+def test_checkpointing_gives_the_same_gradients(load, model_dir: Path, reentrant: bool, method: dict) -> None:
+    ids = torch.arange(40, 72).reshape(2, 16)
+    gradients = []
+    for disabled in (True, False):
+        loaded, _, _ = load(
+            model_name_or_path=str(model_dir),
+            disable_gradient_checkpointing=disabled,
+            use_reentrant_gc=reentrant,
+            **method,
+        )
+        loaded.model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in loaded.model.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-7)
+
+
+def test_only_learning_layers_are_recomputed(load, model_dir: Path) -> None:
+    loaded, _, _ = load(model_name_or_path=str(model_dir), finetuning_type="freeze", freeze_trainable_layers=1)
+    assert [layer.gradient_checkpointing for layer in loaded.model.model.layers] == [False, True]
+    assert "gradient checkpointing: 1 layers" in loaded.notes
+
+
+def test_upcasts(load, model_dir: Path) -> None:
+    loaded, _, _ = load(model_name_or_path=str(model_dir), bf16=True, upcast_layernorm=True, upcast_lmhead_output=True)
+    dtypes = {name: p.dtype for name, p in loaded.model.named_parameters() if not p.requires_grad}
+    assert all((dtype == torch.float32) == ("norm" in name) for name, dtype in dtypes.items())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loaded.model(input_ids=torch.arange(40, 48)[None]).logits.dtype == torch.float32
+
+
+def test_use_cache_off_while_training_on_at_inference(load, model_dir: Path) -> None:
+    assert load(model_name_or_path=str(model_dir))[0].model.config.use_cache is False
+    assert load(trainable=False, model_name_or_path=str(model_dir))[0].model.config.use_cache is True
+    loaded, _, _ = load(trainable=False, model_name_or_path=str(model_dir), use_kv_cache=False)
+    assert loaded.model.config.use_cache is False
+
+
+def test_print_param_status(load, model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(model_name_or_path=str(model_dir), finetuning_type="full", print_param_status=True)
+    assert "name: model.norm.weight, dtype: torch.float32, device: cpu, trainable: True" in caplog.messages
