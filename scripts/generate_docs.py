@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from llamafactory.config.renamed import renamed_keys
 from llamafactory.config.run import section_types
 from llamafactory.config.section import COMMANDS, Section
+from llamafactory.rendering.template import templates
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
@@ -90,7 +92,50 @@ def options() -> str:
     return "\n\n".join(parts)
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"options": options}
+def template_table() -> str:
+    """All chat templates, and what is special about them."""
+    rows = ["| `template` | tool format | stop words | notes |", "| --- | --- | --- | --- |"]
+    for name, template in sorted(templates().items()):
+        notes = ["reasoning"] if template.reasoning else []
+        notes += ["has a system prompt of its own"] if template.default_system else []
+        stops = ", ".join(f"`{word}`".replace("|", "\\|") for word in template.stop_words) or "the end token"
+        rows.append(f"| `{name}` | `{template.tool_format}` | {stops} | {'; '.join(notes)} |")
+    return "\n".join(rows)
+
+
+def new_words(rule: Mapping[str, object], value: str) -> str:
+    values = rule.get("values")
+    if isinstance(values, dict) and value:
+        pairs = values[value].items()
+        return ", ".join(f"`{key}: {plain(new)}`" for key, new in pairs) or "what happens anyway"
+    if "to" in rule:
+        return f"`{rule['to']}`"
+    if "invert" in rule:
+        return f"the opposite of `{rule['invert']}`"
+    return f"nothing: {rule['drop']}" if "drop" in rule else str(rule["else"])
+
+
+def plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def renamed_table() -> str:
+    """Keys and values of earlier releases, and what they mean now."""
+    rows = ["| old | now |", "| --- | --- |"]
+    for key, rule in renamed_keys().items():
+        values = rule.get("values")
+        changed = [value for value in values if values[value]] if isinstance(values, dict) else []
+        rows += [f"| `{key}: {value}` | {new_words(rule, value)} |" for value in changed]
+        if not changed:
+            rows.append(f"| `{key}` | {new_words(rule, '')} |")
+    return "\n".join(rows)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "options": options,
+    "templates": template_table,
+    "renamed": renamed_table,
+}
 
 
 def fill(text: str) -> str:

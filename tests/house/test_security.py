@@ -55,7 +55,7 @@ def check_call(node: ast.Call) -> str | None:
     for key in ("shell", "allow_pickle"):
         if isinstance(value := keywords.get(key), ast.Constant) and value.value is True:
             return f"{name}({key}=True)"
-    if name == "yaml.load" and not any("Safe" in dotted(value) for value in (*keywords.values(), *node.args[1:])):
+    if name == "yaml.load" and not any("Safe" in ast.unparse(value) for value in (*keywords.values(), *node.args[1:])):
         return "yaml.load without a safe loader"
     return check_encoding(node, name, keywords)
 
