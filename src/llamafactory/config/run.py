@@ -122,10 +122,12 @@ class RunConfig:
     def to_yaml_dict(self, *, redact: bool = True, only_changed: bool = False) -> dict[str, object]:
         """The flat mapping that `load_config` turns into an equal config; plain YAML values only.
 
-        redact leaves out secrets. only_changed leaves out what equals its default.
+        Holds the keys its command accepts. redact leaves out secrets. only_changed leaves out what equals its default.
         """
         flat: dict[str, object] = {}
         for section in self.sections().values():
+            if self.command not in section.commands:
+                continue
             flat.update(_flatten(section, redact=redact, only_changed=only_changed))
         return flat
 

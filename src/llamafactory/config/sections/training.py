@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from llamafactory.config.section import (
     TRAIN,
@@ -25,6 +25,17 @@ from llamafactory.config.section import (
     option,
 )
 
+
+def _whole_from_one(value: float) -> float:
+    """A count of updates is whole; a share of all is below 1."""
+    if value < 1:
+        return value
+    if not float(value).is_integer():
+        raise ValueError(f"got {value:g}, expected a whole number of updates, or a share of all below 1")
+    return int(value)
+
+
+Steps = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one)]
 Strategy = Literal["no", "steps", "epoch"]
 OURS_ALONE = frozenset({"overwrite_output_dir", "extra"})
 
@@ -62,9 +73,7 @@ class TrainingConfig(Section):
     learning_rate: NonNegativeReal = option(5e-5, "Highest learning rate of the schedule.")
     lr_scheduler_type: str = option("linear", "Shape of the learning-rate schedule.")
     lr_scheduler_kwargs: JsonMapping | None = option(None, "Further arguments of the schedule.")
-    warmup_steps: NonNegativeReal = option(
-        0, "Updates of rising learning rate; below 1 a share of all.", unit="updates or share"
-    )
+    warmup_steps: Steps = option(0, "Updates of rising learning rate; below 1 a share of all.", unit="updates or share")
     optim: str = option("adamw_torch_fused", "Optimizer, by the name transformers gives it.")
     optim_args: str | None = option(None, "Further arguments of the optimizer, such as a=1,b=2.")
     weight_decay: NonNegativeReal = option(0.0, "Decoupled weight decay.")
@@ -82,9 +91,7 @@ class TrainingConfig(Section):
     use_cpu: bool = option(False, "Train on the CPU even where there is an accelerator.")
 
     logging_strategy: Strategy = option("steps", "When to log.")
-    logging_steps: NonNegativeReal = option(
-        500, "Updates between log lines; below 1 a share of all.", unit="updates or share"
-    )
+    logging_steps: Steps = option(500, "Updates between log lines; below 1 a share of all.", unit="updates or share")
     logging_first_step: bool = option(False, "Also log the first update.")
     report_to: CommaList = option(("none",), "Trackers to report to, separated by commas, or none.")
     run_name: str | None = option(None, "Name of the run for trackers.")
@@ -95,13 +102,11 @@ class TrainingConfig(Section):
     )
 
     eval_strategy: Strategy = option("no", "When to evaluate.")
-    eval_steps: NonNegativeReal | None = option(
+    eval_steps: Steps | None = option(
         None, "Updates between evaluations, logging_steps by default; below 1 a share of all.", unit="updates or share"
     )
     save_strategy: Literal["no", "steps", "epoch", "best"] = option("steps", "When to save a checkpoint.")
-    save_steps: NonNegativeReal = option(
-        500, "Updates between checkpoints; below 1 a share of all.", unit="updates or share"
-    )
+    save_steps: Steps = option(500, "Updates between checkpoints; below 1 a share of all.", unit="updates or share")
     save_total_limit: Positive | None = option(None, "Checkpoints to keep; older ones are deleted.", unit="checkpoints")
     save_only_model: bool = option(False, "Save weights only; such a checkpoint cannot be resumed.")
     load_best_model_at_end: bool = option(False, "Finish with the best checkpoint instead of the last.")

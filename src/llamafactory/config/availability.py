@@ -1,0 +1,71 @@
+"""Which settings this version cannot run yet, as data in `unavailable.yaml`.
+
+Knows no part: a part that gets built loses its line in the data.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llamafactory.config.catalog import options
+from llamafactory.config.run import RunConfig
+from llamafactory.config.violation import show, value_of
+from llamafactory.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A missing part: the key, its values without a part (empty: all but the default), the commands it matters to."""
+
+    key: str
+    part: str
+    values: tuple[object, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    def is_hit(self, value: object) -> bool:
+        """True when the value asks for the missing part."""
+        if self.values:
+            return value in self.values
+        return value != options()[self.key].default
+
+
+def refuse_unavailable(config: RunConfig, command: str) -> None:
+    """Raise ConfigError that lists every setting of this run whose part does not exist yet."""
+    found = list(unavailable(config, command))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def unavailable(config: RunConfig, command: str) -> Iterator[str]:
+    """Yield one sentence for every setting of this run whose part does not exist yet."""
+    for gap in gaps():
+        value = value_of(config, gap.key)
+        if gap.is_hit(value) and (not gap.commands or command in gap.commands):
+            yield _sentence(gap, value, config.origins.get(gap.key))
+
+
+@functools.cache
+def gaps() -> tuple[Gap, ...]:
+    """All missing parts."""
+    text = Path(__file__).with_name("unavailable.yaml").read_text(encoding="utf-8")
+    return tuple(_gap(entry) for entry in yaml.safe_load(text))
+
+
+def _gap(entry: Mapping[str, object]) -> Gap:
+    values, commands = entry.get("values", ()), entry.get("commands", ())
+    assert isinstance(values, Sequence) and isinstance(commands, Sequence)
+    return Gap(str(entry["key"]), str(entry["part"]), tuple(values), tuple(commands))
+
+
+def _sentence(gap: Gap, value: object, place: str | None) -> str:
+    where = f" at {place}" if place else ""
+    missing = f"{gap.key}: {show(value)!r}{where} is accepted, but this version cannot run {gap.part} yet"
+    if not gap.values:
+        return f"{missing}; remove {gap.key}"
+    available = [show(choice) for choice in options()[gap.key].choices if choice not in gap.values]
+    return f"{missing}; available: {', '.join(available)}"

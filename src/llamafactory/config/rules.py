@@ -1,0 +1,75 @@
+"""Comparing sections: what may not stand together, and what is given without having an effect.
+
+Orders the rules of the `rules_*` modules. Rules that need a device or a file of weights live with the recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llamafactory.config import rules_data, rules_memory, rules_methods, rules_use
+from llamafactory.config.catalog import options
+from llamafactory.config.run import RunConfig
+from llamafactory.config.section import TRAIN
+from llamafactory.config.violation import Violation, show, value_of
+
+RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES)
+
+Unused = tuple[str, Callable[[RunConfig], bool], str]
+
+
+def violations(config: RunConfig) -> Iterator[Violation]:
+    """Yield every pair of settings that cannot be honoured together."""
+    for rule in RULES:
+        yield from rule(config)
+
+
+def ineffective(config: RunConfig) -> list[str]:
+    """Sentences about given keys that change nothing in this run."""
+    found = []
+    for section, is_used, reason in _UNUSED:
+        keys = [key for key in config.origins if _is_unused(config, key, section)]
+        if config.command in TRAIN and keys and not is_used(config):
+            first = config.place(keys[0])
+            found.append(f"{first}: {', '.join(keys)}: no effect {reason}")
+    for key, reason in _NEVER_USED.items():
+        if key in config.origins and value_of(config, key) != options()[key].default:
+            found.append(f"{config.place(key)}: {key}: {show(value_of(config, key))} has no effect: {reason}")
+    return found
+
+
+def _is_unused(config: RunConfig, key: str, section: str) -> bool:
+    option = options()[key]
+    differs = value_of(config, key) != option.default
+    return differs and key not in _SHARED and section in {option.section, key}
+
+
+_SHARED = {"additional_target", "create_new_adapter", "lora_target"}
+
+_NEVER_USED = {
+    "use_v1_kernels": "there is no such kernel set here",
+    "export_legacy_format": "weights are always written as safetensors",
+}
+
+_UNUSED: tuple[Unused, ...] = (
+    ("lora", lambda c: c.finetuning.finetuning_type == "lora", "unless finetuning_type is lora"),
+    ("oft", lambda c: c.finetuning.finetuning_type == "oft", "unless finetuning_type is oft"),
+    ("freeze", lambda c: c.finetuning.finetuning_type == "freeze" or c.finetuning.use_llama_pro,
+     "unless finetuning_type is freeze"),
+    ("preference", lambda c: c.finetuning.stage in {"dpo", "kto", "ppo"} or c.loss.use_asft_loss,
+     "in this stage: they belong to dpo and kto"),
+    ("ppo", lambda c: c.finetuning.stage == "ppo", "unless stage is ppo"),
+    ("galore", lambda c: c.galore.use_galore, "unless use_galore is true"),
+    ("apollo", lambda c: c.apollo.use_apollo, "unless use_apollo is true"),
+    ("badam", lambda c: c.badam.use_badam, "unless use_badam is true"),
+    ("fp8", lambda c: c.fp8.fp8 or c.fp8.fp8_enable_fsdp_float8_all_gather, "unless fp8 is true"),
+    ("swanlab", lambda c: c.swanlab.use_swanlab, "unless use_swanlab is true"),
+    ("asft_alpha", lambda c: c.loss.use_asft_loss, "unless use_asft_loss is true"),
+    ("eaft_alpha", lambda c: c.loss.use_eaft_loss, "unless use_eaft_loss is true"),
+    ("simpo_gamma", lambda c: c.preference.pref_loss == "simpo", "unless pref_loss is simpo"),
+    ("ref_model", lambda c: c.uses_reference, "because this loss has no reference model"),
+    ("buffer_size", lambda c: c.data.streaming, "unless streaming is true"),
+    ("eval_steps", lambda c: c.training.eval_strategy == "steps", "unless eval_strategy is steps"),
+    ("save_steps", lambda c: c.training.save_strategy == "steps", "unless save_strategy is steps"),
+    ("eval_num_beams", lambda c: c.training.predict_with_generate, "unless predict_with_generate is true"),
+)  # fmt: skip
