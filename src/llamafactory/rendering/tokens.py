@@ -16,12 +16,14 @@ class Piece:
     """A run of tokens that share a loss weight.
 
     control: part of the template (role headers, stop tokens, media runs), which truncation must keep whole or drop whole.
-    weight: 0.0 means not supervised.
+    weight: 0.0 means not supervised. labels: what is learnt in place of `ids`, on control pieces of templates whose answers
+    carry no stop token (the first token of the next prompt then teaches the end token); None means the ids themselves.
     """
 
     ids: tuple[int, ...]
     weight: float
     control: bool
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def join(pieces: Iterable[Piece]) -> Tokens:
     """Concatenate pieces in order into one example."""
     kept: Sequence[Piece] = [piece for piece in pieces if piece.ids]
     ids = [token for piece in kept for token in piece.ids]
-    labels = [token if piece.weight else IGNORE_INDEX for piece in kept for token in piece.ids]
+    labels = [token if piece.weight else IGNORE_INDEX for piece in kept for token in piece.labels or piece.ids]
     if all(piece.weight in (0.0, 1.0) for piece in kept):
         return Tokens(ids, labels)
     return Tokens(ids, labels, [piece.weight for piece in kept for _ in piece.ids])

@@ -1,0 +1,1 @@
+"""Chat templates as data, one file per vendor; each defines `TEMPLATES`."""

@@ -1,0 +1,37 @@
+"""Tool formats: how tools are described to a model, how it calls them, how its calls are read back. One file each.
+
+A file defines `render_tools`, `render_calls` and `parse_calls`, and, for exported chat templates, `TOOLS_JINJA` (writes the
+text for `tools`) and `CALLS_JINJA` (writes the text for `calls`, each with `name` and `arguments`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from llamafactory.parts import Family
+from llamafactory.rendering.calls import Schema, ToolCall
+from llamafactory.rendering.markup import Fragments
+
+FORMATS = Family("tool_format", "llamafactory.rendering.tools", ("render_tools", "render_calls", "parse_calls"))
+
+
+class ToolFormat(Protocol):
+    """One tool format; each file of this package is one."""
+
+    def render_tools(self, tools: Sequence[Schema], date: str) -> Fragments:
+        """Describe tools to the model, to follow the system prompt. date: today, as the format writes it."""
+        ...
+
+    def render_calls(self, calls: Sequence[ToolCall]) -> Fragments:
+        """Write calls as the model does."""
+        ...
+
+    def parse_calls(self, text: str) -> list[ToolCall] | None:
+        """Read calls from what a model wrote, in linear time; None when it holds none or a broken one."""
+        ...
+
+
+def load_tool_format(name: str) -> ToolFormat:
+    """The tool format called `name`. Raises ConfigError when there is none."""
+    return cast("ToolFormat", FORMATS.load(name))

@@ -1,0 +1,266 @@
+"""One renderer makes training tokens and their loss weights, prompts, stop tokens and the exported chat templates.
+
+Knows the template, the tokenizer and the reasoning mode of a run; knows no files, no batches and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from llamafactory.errors import ConfigError
+from llamafactory.logs import notice
+from llamafactory.rendering.calls import ToolCall
+from llamafactory.rendering.encoder import TextEncoder
+from llamafactory.rendering.layout import Draft, Layout, Segment, to_turns
+from llamafactory.rendering.mode import Mode
+from llamafactory.rendering.records import Conversation, Feedback, Message, Preference, Prompt, Record, Text
+from llamafactory.rendering.slots import SlotDialect, first_control_after_content
+from llamafactory.rendering.template import Template, get_template
+from llamafactory.rendering.thinking import ThinkingMode
+from llamafactory.rendering.tokenizer_fix import TokenizerChanges, fix_tokenizer
+from llamafactory.rendering.tokens import Piece, Turn
+from llamafactory.rendering.tools import ToolFormat, load_tool_format
+
+DEFAULT_DATE = "26 Jul 2024"
+"""Today's date in prompts that state one, when `template_date` is left out; the clock is never read."""
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_ISO_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
+
+
+class TemplateOptions(Protocol):
+    """What rendering needs of the section `template` of a run's configuration."""
+
+    @property
+    def template(self) -> str | None: ...
+    @property
+    def tool_format(self) -> str | None: ...
+    @property
+    def default_system(self) -> str | None: ...
+    @property
+    def enable_thinking(self) -> bool | None: ...
+    @property
+    def preserve_thinking(self) -> bool: ...
+    @property
+    def template_date(self) -> str | None: ...
+
+
+class Dialect(Protocol):
+    """Writes conversations in one form: that of a `Template`, or of the tokenizer's own chat template."""
+
+    def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
+        """Write a whole conversation."""
+        ...
+
+    def write_alternative(self, layout: Layout, conversation: Conversation, other: Message) -> None:
+        """Write another last answer to the prompt just written."""
+        ...
+
+    def to_jinja(self) -> str:
+        """The chat template that renders the same text."""
+        ...
+
+    def to_ollama(self) -> str:
+        """The Ollama template that renders the same text for system, user and assistant messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns records into tokens. Build it with `build_renderer`.
+
+    stop_words: the texts of `stop_ids`, in the same order. changes: what was changed in the tokenizer. text_frame: ids
+    before and behind plain text. fingerprint: changes whenever the same records would render to other tokens.
+    """
+
+    name: str
+    dialect: Dialect
+    encoder: TextEncoder
+    tool_format: ToolFormat
+    stop_ids: tuple[int, ...]
+    stop_words: tuple[str, ...]
+    changes: TokenizerChanges
+    text_frame: tuple[tuple[int, ...], tuple[int, ...]]
+    fingerprint: str
+
+    def render(
+        self, conversation: Conversation, *, train_on_prompt: bool = False, mask_history: bool = False
+    ) -> list[Turn]:
+        """Tokens of one conversation, turn by turn; `Message.loss` overrides both options for its message."""
+        return self.encode([conversation], train_on_prompt=train_on_prompt, mask_history=mask_history)[0]
+
+    def encode(
+        self, records: Sequence[Record], *, train_on_prompt: bool = False, mask_history: bool = False
+    ) -> list[list[Turn]]:
+        """Tokens of many records in one call to the tokenizer.
+
+        Conversation: a turn for each answer. Text: one turn without a prompt. Feedback, Prompt: one turn, the prompt
+        never learnt; a Prompt's answer is its reference. Preference: two turns with the same prompt, chosen first.
+
+        Raises DataError naming the row when messages are out of order or tool calls cannot be read.
+        """
+        mode = Mode(train_on_prompt=train_on_prompt, mask_history=mask_history)
+        return self._to_turns([self._draft(record, mode) for record in records])
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Ids of a conversation that ends with a user message or tool result, up to where the answer begins."""
+        turns = self._to_turns([self._layout(conversation, Mode(single_turn=True, generation=True))])[0]
+        return [token for turn in turns for piece in (*turn.source, *turn.target) for token in piece.ids]
+
+    def text(self, conversation: Conversation, *, generation: bool = False) -> str:
+        """The text of a conversation with its control tokens spelled out, as the exported chat template renders it."""
+        drafts = self._layout(conversation, Mode(single_turn=True, generation=generation))
+        return "".join(self._spell(item) for draft in drafts for item in (*draft.source, *draft.target))
+
+    def parse_tools(self, text: str) -> list[ToolCall] | str:
+        """The tool calls a model wrote, or the text itself when it holds none or a broken one."""
+        return self.tool_format.parse_calls(text) or text
+
+    def to_jinja(self) -> str:
+        """A chat template for transformers and serving engines that renders the text this renderer tokenizes."""
+        return self.dialect.to_jinja()
+
+    def to_ollama(self) -> str:
+        """A template for an Ollama Modelfile."""
+        return self.dialect.to_ollama()
+
+    def _to_turns(self, drafts: Sequence[Sequence[Draft]]) -> list[list[Turn]]:
+        return to_turns(drafts, self.encoder, self.encoder.special_id("eos"))
+
+    def _new_layout(self) -> Layout:
+        return Layout(self.encoder, frozenset(self.stop_ids), self.encoder.special_id("eos"))
+
+    def _layout(self, conversation: Conversation, mode: Mode) -> list[Draft]:
+        layout = self._new_layout()
+        self.dialect.write(layout, conversation, mode)
+        return layout.drafts
+
+    def _draft(self, record: Record, mode: Mode) -> list[Draft]:
+        if isinstance(record, Conversation):
+            return self._layout(record, mode)
+        if isinstance(record, Text):
+            return [self._text_draft(record)]
+        if isinstance(record, Feedback):
+            return _one_prompt(self._layout(record.conversation, Mode(single_turn=True)), answers=1)
+        if isinstance(record, Preference):
+            return self._preference_draft(record)
+        return self._prompt_draft(record)
+
+    def _text_draft(self, record: Text) -> Draft:
+        start, end = self.text_frame
+        layout = self._new_layout()
+        layout.source()
+        layout.target()
+        layout.ids(start, 1.0)
+        layout.text(record.text, 1.0, control=False)
+        layout.ids(end, 1.0)
+        layout.finish()
+        return layout.drafts[0]
+
+    def _preference_draft(self, record: Preference) -> list[Draft]:
+        conversation = replace(record.prompt, messages=(*record.prompt.messages, record.chosen))
+        layout = self._new_layout()
+        self.dialect.write(layout, conversation, Mode(single_turn=True))
+        self.dialect.write_alternative(layout, conversation, record.rejected)
+        return _one_prompt(layout.drafts, answers=2)
+
+    def _prompt_draft(self, record: Prompt) -> list[Draft]:
+        if not record.reference:
+            return _one_prompt(self._layout(record.conversation, Mode(single_turn=True, generation=True)), answers=1)
+        answer = Message("assistant", record.reference)
+        conversation = replace(record.conversation, messages=(*record.conversation.messages, answer))
+        return _one_prompt(self._layout(conversation, Mode(single_turn=True)), answers=1)
+
+    def _spell(self, item: Piece | Segment) -> str:
+        if isinstance(item, Segment):
+            return item.text
+        return self.encoder.spell(item.ids)
+
+
+def _one_prompt(drafts: Sequence[Draft], *, answers: int) -> list[Draft]:
+    """Join all turns but the answers of the last one into a single prompt."""
+    first = len(drafts) - answers
+    source = [item for draft in drafts[:first] for item in (*draft.source, *draft.target)]
+    source += drafts[first].source
+    return [Draft(source, draft.target) for draft in drafts[first:]]
+
+
+def build_renderer(
+    tokenizer: PreTrainedTokenizerBase, config: TemplateOptions, *, split_special_tokens: bool | None = None
+) -> Renderer:
+    """Build the renderer of a run, from its template or, without one, from the tokenizer's own chat template.
+
+    `tokenizer` gets the template's end and stop tokens, in place (see `Renderer.changes`). split_special_tokens False
+    lets control tokens typed in message text act as such; otherwise message text stays text.
+
+    Raises ConfigError when the template is unknown or does not fit the tokenizer.
+    """
+    if config.template is None and tokenizer.chat_template:
+        raise NotImplementedError
+    if config.template is None:
+        notice("template: neither the run nor the tokenizer names one, so messages are joined as they are ('empty')")
+    template = get_template(config.template or "empty")
+    if config.default_system is not None:
+        template = replace(template, default_system=config.default_system)
+    if config.tool_format is not None:
+        template = replace(template, tool_format=config.tool_format)
+    changes = fix_tokenizer(tokenizer, template)
+    encoder = TextEncoder(tokenizer, read_controls=split_special_tokens is False)
+    stop_ids = _stop_ids(template, encoder)
+    thinking = ThinkingMode(config.enable_thinking, config.preserve_thinking)
+    tool_format = load_tool_format(template.tool_format)
+    date = spell_date(config.template_date)
+    dialect = SlotDialect(
+        template, encoder, tool_format=tool_format, thinking=thinking, date=date, stop_ids=frozenset(stop_ids)
+    )
+    identity = repr((template, thinking, date, split_special_tokens is False, stop_ids))
+    return Renderer(
+        name=template.name,
+        dialect=dialect,
+        encoder=encoder,
+        tool_format=tool_format,
+        stop_ids=stop_ids,
+        stop_words=tuple(map(encoder.token_text, stop_ids)),
+        changes=changes,
+        text_frame=_text_frame(tokenizer, template, encoder),
+        fingerprint=hashlib.sha256((identity + encoder.fingerprint).encode()).hexdigest(),
+    )
+
+
+def spell_date(date: str | None) -> str:
+    """A date as templates print it: `2025-01-15` becomes `15 Jan 2025`, other text stays; None is `DEFAULT_DATE`."""
+    if date is None:
+        return DEFAULT_DATE
+    found = _ISO_DATE.fullmatch(date.strip())
+    if found is None:
+        return date
+    year, month, day = found.groups()
+    if not 1 <= int(month) <= 12:
+        raise ConfigError(f"template_date: {date!r} has no month {month}; write a date like 2025-01-15 or 15 Jan 2025")
+    return f"{day} {_MONTHS[int(month) - 1]} {year}"
+
+
+def _stop_ids(template: Template, encoder: TextEncoder) -> tuple[int, ...]:
+    """Tokens that end an answer: the end token, the stop words, and what the template writes behind an answer."""
+    words = (encoder.token_id(word, f"the template {template.name}") for word in template.stop_words)
+    eos = encoder.special_id("eos")
+    stops = dict.fromkeys(token for token in (eos, *words) if token is not None)
+    written = first_control_after_content(template.assistant, encoder, template.name)
+    if written is not None and written not in stops:
+        stops[written] = None
+    return tuple(stops)
+
+
+def _text_frame(
+    tokenizer: PreTrainedTokenizerBase, template: Template, encoder: TextEncoder
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and behind plain text: the begin token if the tokenizer writes one, and an end token."""
+    bos, eos = encoder.special_id("bos"), encoder.find_token(template.text_end) or encoder.special_id("eos")
+    written = list(tokenizer("a")["input_ids"][:1])
+    return (bos,) if bos is not None and written == [bos] else (), () if eos is None else (eos,)

@@ -1,0 +1,26 @@
+"""Tool format of Mistral models: JSON lists between control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamafactory.rendering.calls import Schema, ToolCall, between, dump, read_whole_json, to_calls, wrap
+from llamafactory.rendering.markup import Fragments
+
+HEAD, TAIL = "[AVAILABLE_TOOLS] ", "[/AVAILABLE_TOOLS]"
+CALLS_TAG = "[TOOL_CALLS]"
+
+
+def render_tools(tools: Sequence[Schema], date: str) -> Fragments:
+    """A JSON list of wrapped schemas."""
+    return between(HEAD, dump([wrap(tool) for tool in tools]), TAIL)
+
+
+def render_calls(calls: Sequence[ToolCall]) -> Fragments:
+    """A JSON list of calls; the template writes the control token before it."""
+    return [dump([{"name": call.name, "arguments": call.arguments} for call in calls])]
+
+
+def parse_calls(text: str) -> list[ToolCall] | None:
+    """Read an answer that is JSON calls and nothing else."""
+    return to_calls(read_whole_json(text.strip().removeprefix(CALLS_TAG)))
