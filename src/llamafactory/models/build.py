@@ -95,16 +95,36 @@ def _read_weights(
     device_map = None if trainable else _inference_devices(config)
     if device_map == "auto":
         options["offload_folder"] = config.model.offload_folder
+    if not safe:
+        return _read_pickled(auto, folder, options)
     model, report = auto.from_pretrained(  # type: ignore[attr-defined]
-        folder, device_map=device_map, use_safetensors=safe, local_files_only=True, output_loading_info=True, **options
+        folder, device_map=device_map, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
     )
-    missing = sorted(report["missing_keys"])
+    _refuse_missing(sorted(report["missing_keys"]), folder)
+    return model
+
+
+def _read_pickled(auto: type, folder: Path, options: dict[str, object]) -> PreTrainedModel:
+    """Read .bin weights with the unpickler that builds tensors only; anything else in the file is refused."""
+    try:
+        model, report = auto.from_pretrained(  # type: ignore[attr-defined]
+            folder, use_safetensors=False, weights_only=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # a hostile or damaged pickle fails in many ways
+        raise ModelError(
+            f"model_name_or_path: the pickled weights in {folder} cannot be read ({type(error).__name__}); they "
+            "are damaged or hold more than tensors, convert them to safetensors"
+        ) from error
+    _refuse_missing(sorted(report["missing_keys"]), folder)
+    return model
+
+
+def _refuse_missing(missing: list[str], folder: Path) -> None:
     if missing:
         raise ModelError(
             f"model_name_or_path: {folder} lacks {len(missing)} of the model's tensors, such as {missing[0]}, which "
             "would start random; download the model again, or set train_from_scratch: true"
         )
-    return model
 
 
 def _is_multimodal(hf_config: PretrainedConfig) -> bool:

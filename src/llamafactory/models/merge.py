@@ -157,7 +157,7 @@ def verify_merge(probe: MergeProbe, folder: Path) -> MergeReport:
     if difference > allowed:
         raise ModelError(
             f"{folder}: the merged model answers differently from base plus adapter (logits off by {difference:.1e} "
-            f"of the largest, allowed {allowed:.0e} in {str(probe.dtype).removeprefix('torch.')}); do not use this folder"
+            f"of the largest, allowed {allowed:.0e} in {str(probe.dtype).removeprefix('torch.')}); do not use it"
         )
     return MergeReport(difference, allowed, changed)
 

@@ -52,7 +52,7 @@ def read_record(folder: Path) -> BaseRecord | None:
         content["merged_adapters"] = tuple(content.get("merged_adapters", ()))
         content["added_tokens"] = tuple((text, kind) for text, kind in content.get("added_tokens", ()))
         return BaseRecord(**content)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file}: expected the record of an adapter's base, found {error}; save it again"
         ) from error

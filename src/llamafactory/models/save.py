@@ -176,6 +176,7 @@ def check_saved(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 def _saved_name(name: str) -> str:
     """Name of an adapter parameter in the file: without the adapter's name."""
     name = name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
+    name = name.removesuffix(f".{_ADAPTER}")
     return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name
 
 

@@ -168,6 +168,11 @@ def target_modules(model: PreTrainedModel, config: RunConfig) -> list[str]:
 def _named_modules(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     modules = dict(model.named_modules())
     found: list[str] = []
+    if _tied_head(model) in wanted:
+        raise ConfigError(
+            f"lora_target: {_tied_head(model)!r} shares its weight with the input embedding, so an adapter on it alone "
+            f"cannot be merged; name {_embedding_names(model)[0]!r}, or use additional_target"
+        )
     for target in wanted:
         matches = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not matches:
@@ -205,6 +210,9 @@ def modules_to_save(model: PreTrainedModel, config: RunConfig, *, vocab_grown: b
                 f"{did_you_mean(target, known)}"
             )
     embeddings = _embedding_names(model)
+    head = _tied_head(model)
+    if head in wanted:  # one weight under two names: keep the name that PEFT ties the other to
+        wanted = [name for name in dict.fromkeys([*wanted, *embeddings]) if name != head]
     if vocab_grown and not set(embeddings) <= set(wanted):
         clash = set(embeddings) & set(config.lora.lora_target)
         if clash:
@@ -228,10 +236,17 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
     return [name.rsplit(".", 1)[-1] for name in _embedding_paths(model)]
 
 
-def _ties(model: PreTrainedModel, targets: list[str], saved: tuple[str, ...]) -> bool:
-    """True when an adapted embedding shares its weight with the head, so that both must stay one."""
+def _tied_head(model: PreTrainedModel) -> str | None:
+    """Last name component of the output embedding when it shares its weight with the input embedding."""
     inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not inputs.weight:
+        return None
+    return next(name for name, module in model.named_modules() if module is head).rsplit(".", 1)[-1]
+
+
+def _ties(model: PreTrainedModel, targets: list[str], saved: tuple[str, ...]) -> bool:
+    """True when an adapted embedding shares its weight with the head, so that both must stay one."""
+    if _tied_head(model) is None:
         return False
-    name = next(name for name, module in model.named_modules() if module is inputs).rsplit(".", 1)[-1]
+    name = _embedding_names(model)[0]
     return name in saved or any(target.rsplit(".", 1)[-1] == name for target in targets)
