@@ -180,9 +180,8 @@ def _flag_value(name: str, flag: str, value: str) -> int | str:
             raise ConfigError(f"command {name!r}: --limit: got {value!r}, expected a whole number > 0 (examples)")
         return int(value)
     if value not in FORMATS:
-        raise ConfigError(
-            f"command {name!r}: --format: got {value!r}, expected one of {', '.join(FORMATS)}{did_you_mean(value, FORMATS)}"
-        )
+        hint = did_you_mean(value, FORMATS)
+        raise ConfigError(f"command {name!r}: --format: got {value!r}, expected one of {', '.join(FORMATS)}{hint}")
     return value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,14 +20,16 @@ from llamafactory.config.run import section_types
 from llamafactory.config.section import TRAIN, Section
 
 ALSO_ACCEPTED_BY = {"seed": ("eval",)}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _NAMES = {bool: "bool", int: "int", float: "float", str: "str", NoneType: "none", tuple: "list", list: "list"}
 
 
 @dataclass(frozen=True)
 class Option:
-    """One key: its section, the plain types and choices of its value, default, doc, unit, secrecy and commands.
+    """One key: its section, the plain types, choices and limits of its value, default, doc, unit, secrecy and commands.
 
-    types: subset of bool, int, float, str, list, dict, none. passed_on: a transformers key no field of ours holds.
+    types: subset of bool, int, float, str, list, dict, none. limits: pairs such as (">=", 0). passed_on: a transformers
+    key no field of ours holds.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Option:
     unit: str
     secret: bool
     commands: tuple[str, ...]
+    limits: tuple[tuple[str, float], ...] = ()
     passed_on: bool = False
 
     @property
@@ -85,7 +88,7 @@ def options_of(command: str) -> dict[str, Option]:
 
 def _from_field(name: str, info: FieldInfo, attribute: str, section: type[Section]) -> Option:
     meta = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    types, choices = _values(info.annotation)
+    types, choices, limits = _values(info.annotation)
     foreign = hf_arguments().get(name) if attribute == "training" else None
     if foreign is not None:
         types = types | ({"bool"} & set(foreign["types"]))
@@ -100,6 +103,7 @@ def _from_field(name: str, info: FieldInfo, attribute: str, section: type[Sectio
         unit=str(meta.get("unit", "")),
         secret=bool(meta.get("secret", False)),
         commands=(*section.commands, *ALSO_ACCEPTED_BY.get(name, ())),
+        limits=(*_limits(info.metadata), *limits),
     )
 
 
@@ -118,17 +122,34 @@ def _from_table(name: str, entry: HfArgument) -> Option:
     )
 
 
-def _values(hint: object) -> tuple[set[str], tuple[object, ...]]:
-    """Plain type names and literal choices that an annotation allows."""
+def _values(hint: object) -> tuple[set[str], tuple[object, ...], tuple[tuple[str, float], ...]]:
+    """Plain type names, literal choices and limits that an annotation allows."""
     origin = get_origin(hint)
     if origin is Annotated:
-        return _values(get_args(hint)[0])
+        inner, *notes = get_args(hint)
+        types, choices, limits = _values(inner)
+        return types, choices, (*limits, *_limits(notes))
     if origin in {Union, UnionType}:
         parts = [_values(item) for item in get_args(hint)]
-        return set().union(*(names for names, _ in parts)), tuple(value for _, values in parts for value in values)
+        types = set().union(*(part[0] for part in parts))
+        return (
+            types,
+            tuple(item for part in parts for item in part[1]),
+            tuple(item for part in parts for item in part[2]),
+        )
     if origin is Literal:
-        return {_NAMES[type(value)] for value in get_args(hint)}, get_args(hint)
+        return {_NAMES[type(value)] for value in get_args(hint)}, get_args(hint), ()
     plain = origin or hint
     if isinstance(plain, type):
-        return ({_NAMES[plain]} if plain in _NAMES else {"dict"}), ()
+        return ({_NAMES[plain]} if plain in _NAMES else {"dict"}), (), ()
     raise TypeError(f"no plain type for {hint!r}")
+
+
+def _limits(notes: Iterable[object]) -> tuple[tuple[str, float], ...]:
+    """Limits among the notes of an annotation: objects with gt, ge, lt or le, alone or inside a Field."""
+    found: list[tuple[str, float]] = []
+    for note in notes:
+        if isinstance(note, FieldInfo):
+            found.extend(_limits(note.metadata))
+        found.extend((sign, getattr(note, name)) for name, sign in SIGNS.items() if hasattr(note, name))
+    return tuple(found)

@@ -36,20 +36,21 @@ def coerce(given: Given, option: Option) -> object:
     return _check_passed_on(value, option) if option.passed_on else value
 
 
-def expected(option: Option, limit: str = "") -> str:
+def expected(option: Option) -> str:
     """Say which values the option takes, with limit and unit."""
     if option.choices:
         return "expected one of " + ", ".join(str(choice) for choice in option.choices) + _unit(option)
     names = [_WORDS[name] for name in _WORDS if name in option.types]
-    return "expected " + " or ".join(names) + limit + _unit(option)
+    limits = "".join(f" {sign} {value:g}" for sign, value in option.limits)
+    return "expected " + " or ".join(names) + limits + _unit(option)
 
 
-def mismatch(value: object, option: Option, limit: str = "") -> str:
+def mismatch(value: object, option: Option) -> str:
     """Say what was got and what was expected; a secret value is not shown."""
     got = "a hidden value" if option.secret else _show(value)
     near = nearest(str(value), map(str, option.choices)) if option.choices and not option.secret else None
     hint = f"; did you mean {near!r}?" if near else ""
-    return f"got {got}, {expected(option, limit)}{hint}"
+    return f"got {got}, {expected(option)}{hint}"
 
 
 def _show(value: object) -> str:

@@ -120,15 +120,7 @@ def _type_word(option: Option) -> str:
 
 def build_schema() -> dict[str, object]:
     """JSON Schema of a configuration file, for editors; old names are marked as deprecated."""
-    properties: dict[str, object] = {}
-    for name, model in section_types().items():
-        described = model.model_json_schema()["properties"]
-        for key, schema in described.items():
-            if key != "extra":
-                properties[key] = _property(options()[key], schema, group=section_types()[name].title)
-    for key, option in options().items():
-        if option.passed_on:
-            properties[key] = _passed_on_property(option)
+    properties: dict[str, object] = {key: _property(option) for key, option in options().items()}
     for key in renamed_keys():
         properties.setdefault(key, {"deprecated": True, "description": "Old name; translated or reported when read."})
     return {
@@ -140,27 +132,22 @@ def build_schema() -> dict[str, object]:
     }
 
 
-def _property(option: Option, schema: dict[str, object], *, group: str) -> dict[str, object]:
-    plain = {key: value for key, value in schema.items() if key not in {"title", "unit", "secret", "description"}}
-    if "list" in option.types:
-        default = plain.pop("default", None)
-        plain = {"anyOf": [{"type": "string"}, plain, {"type": "null"}], "default": default}
-    elif "bool" in option.types and "enum" in plain:
-        plain = {"anyOf": [{"enum": plain["enum"]}, {"type": "boolean"}], "default": plain.get("default")}
-    elif option.choices and "enum" not in plain and "anyOf" not in plain:
-        plain["enum"] = list(option.choices)
+def _property(option: Option) -> dict[str, object]:
+    title = "Handed on to transformers" if option.passed_on else section_types()[option.section].title
     unit = f" Unit: {option.unit}." if option.unit else ""
-    return {"description": f"{group}: {option.doc}{unit}", **plain}
-
-
-def _passed_on_property(option: Option) -> dict[str, object]:
-    names = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array"}
-    names |= {"dict": "object", "none": "null"}
-    schema: dict[str, object] = {
-        "description": f"Handed on to transformers: {option.doc}",
-        "type": sorted(names[name] for name in option.types),
-        "default": option.default,
-    }
+    schema: dict[str, object] = {"description": f"{title}: {option.doc}{unit}"}
     if option.choices:
-        schema["enum"] = [*option.choices, *([None] if "none" in option.types else [])]
+        extra = [True, False] if "bool" in option.types else []
+        schema["enum"] = [*option.choices, *extra, *([None] if "none" in option.types else [])]
+    else:
+        types = option.types | ({"str", "none"} if "list" in option.types else set())
+        schema["type"] = [_JSON_TYPES[name] for name in sorted(types)]
+    schema |= {_JSON_LIMITS[sign]: value for sign, value in option.limits}
+    if not option.secret:
+        schema["default"] = list(option.default) if isinstance(option.default, tuple) else option.default
     return schema
+
+
+_JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array"}
+_JSON_TYPES |= {"dict": "object", "none": "null"}
+_JSON_LIMITS = {">": "exclusiveMinimum", ">=": "minimum", "<": "exclusiveMaximum", "<=": "maximum"}

@@ -1,7 +1,5 @@
 """How the forward and backward pass are computed: kernels, checkpointing, casts. Knows no model."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import NonNegativeReal, Section, option

@@ -1,7 +1,5 @@
 """Which examples a run sees, in which mixture, and how long they may be. Knows no format and no file."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import CommaFloats, CommaList, NonNegativeReal, Positive, Section, option

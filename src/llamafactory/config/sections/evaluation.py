@@ -1,7 +1,5 @@
 """Multiple-choice benchmarks. Knows no engine."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import Positive, Section, Whole, option

@@ -1,7 +1,5 @@
 """Writing a model for others. Knows no file format."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import Positive, Section, option

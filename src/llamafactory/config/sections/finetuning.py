@@ -1,7 +1,5 @@
 """What is trained and towards which goal. Knows no algorithm."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import Positive, Section, option

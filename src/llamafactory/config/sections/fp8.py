@@ -1,7 +1,5 @@
 """Training in FP8. Knows no kernel."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import TRAIN, Section, option

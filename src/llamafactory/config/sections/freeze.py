@@ -1,7 +1,5 @@
 """Training some layers only. Knows no model."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import CommaList, Section, option

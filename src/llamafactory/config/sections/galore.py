@@ -1,7 +1,5 @@
 """The GaLore optimizer. Knows no model."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import CommaList, Positive, PositiveReal, Section, option

@@ -1,7 +1,5 @@
 """How answers are sampled. Knows no engine."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

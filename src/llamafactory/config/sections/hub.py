@@ -1,7 +1,5 @@
 """How repositories are fetched and what a repository may do to this machine. Knows no model class."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import Section, option

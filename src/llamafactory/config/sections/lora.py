@@ -1,7 +1,5 @@
 """Low-rank adapters. Knows no model."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Variants of the supervised loss. Knows no model."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import NonNegativeReal, Section, option

@@ -1,7 +1,5 @@
 """Limits for images, videos and audio before they reach a processor. Knows no processor."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import Positive, PositiveReal, Section, option

@@ -1,7 +1,5 @@
 """Which weights a run starts from and how they are read. Knows no hub and no adapter method."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import CommaList, Section, option

@@ -1,7 +1,5 @@
 """Orthogonal adapters. Knows no model."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Optimizers that are one switch. Knows no model."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import Section, option

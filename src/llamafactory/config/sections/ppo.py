@@ -1,7 +1,5 @@
 """Reinforcement learning with PPO. Knows no model class."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import CommaList, Positive, PositiveReal, Section, option

@@ -1,7 +1,5 @@
 """Learning from preferences and feedback: DPO, KTO, ORPO, SimPO and the reference model. Knows no model class."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

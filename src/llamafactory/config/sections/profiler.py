@@ -1,7 +1,5 @@
 """Measuring a run step by step. Knows no trainer."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import TRAIN, CommaList, Positive, Section, Whole, option

@@ -1,7 +1,5 @@
 """Quantizing a base model while it is loaded. Knows no adapter."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import Positive, Section, option

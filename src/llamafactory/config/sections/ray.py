@@ -1,7 +1,5 @@
 """Starting workers with Ray. Knows no launcher."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import TRAIN, JsonMapping, Positive, Section, option

@@ -1,7 +1,5 @@
 """The SGLang engine. Knows no server."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Tracking with SwanLab. Knows no trainer."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import Section, option

@@ -1,7 +1,5 @@
 """How a conversation becomes text. Knows no tokenizer."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from llamafactory.config.section import Section, option

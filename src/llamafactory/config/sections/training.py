@@ -4,8 +4,6 @@ Holds every key of transformers' training arguments: those our code reads as fie
 know the Trainer; `to_hf_kwargs` hands the keys on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

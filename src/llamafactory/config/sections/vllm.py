@@ -1,7 +1,5 @@
 """The vLLM engine. Knows no server."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The tokenizer and its vocabulary. Knows no template."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from llamafactory.config.section import CommaList, Section, option
