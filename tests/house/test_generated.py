@@ -35,9 +35,9 @@ def test_every_option_is_documented(generator: ModuleType) -> None:
 
 
 def test_stale_block_is_replaced(generator: ModuleType) -> None:
-    text = "before\n<!-- generated: options -->\nold\n<!-- end of options -->\nafter\n"
+    text = "before\n<!-- generated: options -->\nSTALE\n<!-- end of options -->\nafter\n"
     filled = generator.fill(text)
-    assert "old" not in filled and "`learning_rate`" in filled
+    assert "STALE" not in filled and "`learning_rate`" in filled
     assert filled.startswith("before\n") and filled.endswith("\nafter\n")
 
 

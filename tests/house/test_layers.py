@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,7 +17,15 @@ def test_import_contracts_hold() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_config_room_is_light() -> None:
-    code = "import sys, llamafactory.config.load; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["config.load", "config.explain", "cli", "parts", "launch", "failure", "about"])
+def test_module_is_light(module: str) -> None:
+    heavy = ("torch", "transformers", "datasets", "peft", "numpy")
+    code = f"import sys, llamafactory.{module}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_package_is_light() -> None:
+    code = "import sys, llamafactory; print([name for name in sys.modules if name.startswith('llamafactory.')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

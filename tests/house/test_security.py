@@ -65,7 +65,7 @@ def check_encoding(node: ast.Call, name: str, keywords: dict[str | None, ast.exp
     short = node.func.attr if isinstance(node.func, ast.Attribute) else name
     if short in TEXT_CALLS and "encoding" not in keywords and len(node.args) < (1 if short == "read_text" else 2):
         return f"{short} without encoding"
-    if name == "open" or (is_method and short == "open" and name.split(".")[0] not in {"fsspec", "Image"}):
+    if name == "open" or (is_method and short == "open" and name.split(".")[0] not in {"os", "fsspec", "Image"}):
         modes = [a.value for a in (*node.args, *keywords.values()) if isinstance(a, ast.Constant)]
         binary = any(isinstance(mode, str) and "b" in mode and len(mode) <= 3 for mode in modes)
         if not binary and "encoding" not in keywords:
