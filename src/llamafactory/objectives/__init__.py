@@ -13,7 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llamafactory.parts import Family
 from llamafactory.rendering.tokens import IGNORE_INDEX
+
+STAGES = Family(key="stage", package="llamafactory.objectives", exports=("RECORD", "build"))
 
 Batch = Mapping[str, Tensor]
 

@@ -1,0 +1,145 @@
+"""The output folder of a training run: may this run use it, and where does it go on?
+
+A folder is never emptied. The same recipe goes on from its newest complete checkpoint; another recipe is refused with the
+keys that differ; `overwrite_output_dir` sets an earlier run's files aside. Knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llamafactory.config import RunConfig
+from llamafactory.errors import CheckpointError, ConfigError
+from llamafactory.logs import get_logger
+from llamafactory.training.checkpointing import find_resumable
+
+logger = get_logger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+_RUN_FILES = ("trainer_log.jsonl", "error.json", "all_results.json", "train_results.json", "eval_results.json")
+_WEIGHT_FILES = (
+    "adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+# Keys that may change between the two halves of one run: they move files, logs or the end of the run, not an update.
+_FREE_KEYS = frozenset(
+    """output_dir overwrite_output_dir resume_from_checkpoint logging_steps logging_first_step save_steps save_strategy
+    save_total_limit save_only_model eval_steps eval_strategy plot_loss report_to run_name disable_tqdm push_to_hub hub_model_id
+    do_eval do_predict num_train_epochs max_steps preprocessing_num_workers overwrite_cache dataloader_num_workers tokenized_path
+    ddp_timeout cache_dir hf_hub_token ms_hub_token om_hub_token print_param_status per_device_eval_batch_size
+    load_best_model_at_end metric_for_best_model greater_is_better early_stopping_steps dataset_dir media_dir""".split()
+)
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a run begins: a checkpoint folder, or None for the beginning."""
+
+    checkpoint: Path | None
+
+
+def prepare(config: RunConfig) -> StartPoint:
+    """Decide where the run starts and write its recipe. Call on the first process only.
+
+    Raises ConfigError when the folder belongs to another recipe or to a finished run, CheckpointError when no checkpoint
+    in it can be used.
+    """
+    folder = Path(str(config.training.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.training.overwrite_output_dir:
+        _set_aside(folder)
+    start = StartPoint(_checkpoint(config, folder))
+    if start.checkpoint is None:
+        _refuse_finished(folder)
+    write_recipe(config, folder)
+    (folder / "error.json").unlink(missing_ok=True)
+    return start
+
+
+def write_recipe(config: RunConfig, folder: Path) -> None:
+    """Write the resolved configuration, without secrets, so that the folder alone is enough to chat and export."""
+    text = yaml.safe_dump(config.to_yaml_dict(redact=True), sort_keys=False, allow_unicode=True)
+    staged = folder / f".{RECIPE_FILE}.tmp"
+    staged.write_text(text, encoding="utf-8")
+    os.replace(staged, folder / RECIPE_FILE)
+
+
+def read_recipe(folder: Path) -> Mapping[str, object]:
+    """The recipe stored in a run's folder, or an empty mapping."""
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _checkpoint(config: RunConfig, folder: Path) -> Path | None:
+    asked = config.training.resume_from_checkpoint
+    if isinstance(asked, str) and asked.lower() not in ("true", "false"):
+        return _named_checkpoint(Path(asked))
+    if asked is False or (isinstance(asked, str) and asked.lower() == "false"):
+        return None
+    found, skipped = find_resumable(folder)
+    for path, reason in skipped:
+        logger.warning("Skipped the checkpoint %s: %s", path, reason)
+    if found is None:
+        if skipped or asked:
+            raise CheckpointError(_no_checkpoint(folder, skipped))
+        return None
+    _refuse_other_recipe(config, folder)
+    logger.info("Going on from %s", found)
+    return found
+
+
+def _named_checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"resume_from_checkpoint: the folder '{path}' does not exist; give a checkpoint-N folder")
+    return path
+
+
+def _no_checkpoint(folder: Path, skipped: list[tuple[Path, str]]) -> str:
+    why = "; ".join(f"{path.name}: {reason}" for path, reason in skipped) or "it holds none"
+    return (
+        f"resume_from_checkpoint: no complete checkpoint in '{folder}' ({why}); "
+        "set overwrite_output_dir: true to start again (earlier files are set aside, not deleted)"
+    )
+
+
+def _refuse_other_recipe(config: RunConfig, folder: Path) -> None:
+    before = read_recipe(folder)
+    now = yaml.safe_load(yaml.safe_dump(config.to_yaml_dict(redact=True)))
+    keys = sorted({*before, *now} - _FREE_KEYS)
+    changed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    if before and changed:
+        raise ConfigError(
+            f"output_dir: '{folder}' holds checkpoints of a run with other settings ({'; '.join(changed)}); "
+            "choose another output_dir, restore the settings, or set overwrite_output_dir: true"
+        )
+
+
+def _refuse_finished(folder: Path) -> None:
+    found = [name for name in _WEIGHT_FILES if (folder / name).is_file()]
+    if found:
+        raise ConfigError(
+            f"output_dir: '{folder}' already holds trained weights ({found[0]}) and no checkpoint to go on from; "
+            "choose another output_dir, or set overwrite_output_dir: true"
+        )
+
+
+def _set_aside(folder: Path) -> None:
+    """Move an earlier run's checkpoints, logs and weights into `previous_run-N`, so that nothing is mixed or lost."""
+    names = [*_RUN_FILES, *_WEIGHT_FILES, RECIPE_FILE]
+    old = [path for path in folder.iterdir() if path.name in names or path.name.startswith("checkpoint-")]
+    if not old:
+        return
+    number = 1 + sum(path.name.startswith("previous_run-") for path in folder.iterdir())
+    target = folder / f"previous_run-{number}"
+    target.mkdir()
+    for path in old:
+        os.replace(path, target / path.name)
+    logger.info("overwrite_output_dir: set the files of the earlier run aside in %s", target)

@@ -1,0 +1,137 @@
+"""The training command: data, model, objective and trainer are wired here and nowhere else.
+
+Data is read, checked and tokenized before any weight is loaded, so a mistake in it costs seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from llamafactory import env, failure
+from llamafactory.config import RunConfig, load_config
+from llamafactory.config.availability import refuse_unavailable
+from llamafactory.data.pipeline import build_datasets
+from llamafactory.logs import get_logger
+from llamafactory.models.load import LoadedModel, load_model
+from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.tokenizer import TokenizerBundle, load_tokenizer
+from llamafactory.objectives import STAGES
+from llamafactory.recipes import run_folder
+from llamafactory.recipes.card import write_model_card
+from llamafactory.recipes.upload import upload
+from llamafactory.rendering.renderer import Renderer, build_renderer
+from llamafactory.training.build import build_trainer
+from llamafactory.training.plots import plot_history
+from llamafactory.training.results import finish_training, write_results
+from llamafactory.training.trainer import Trainer
+
+logger = get_logger(__name__)
+
+PLOTTED = ("loss", "eval_loss", "eval_accuracy")
+
+
+def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str, float]:
+    """Train and evaluate as configured; returns the metrics of the run.
+
+    Leaves weights, tokenizer, logs, plots and the recipe in `output_dir`; after a failure also `error.json`.
+    """
+    config = source if isinstance(source, RunConfig) else load_config(source, command="train")
+    try:
+        return _run(config)
+    except BaseException as error:
+        failure.record(config.training.output_dir, error)
+        raise
+
+
+def _run(config: RunConfig) -> dict[str, float]:
+    refuse_unavailable(config, "train")
+    training = config.training
+    start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
+    bundle, renderer = _load_renderer(config)
+    objective = STAGES.load(config.finetuning.stage).build(config)
+    datasets = build_datasets(config, renderer, for_training=training.do_train)
+    loaded = load_model(config, bundle, trainable=training.do_train)
+    trainer = build_trainer(
+        config,
+        model=loaded.model,
+        tokenizer=bundle.tokenizer,
+        datasets=datasets,
+        objective=objective,
+        save_weights=_saver(config, loaded, bundle, renderer),
+    )
+    metrics: dict[str, float] = {}
+    if training.do_train:
+        metrics |= _train(config, trainer, _agree_on(start))
+    if training.do_eval and datasets.evals:
+        metrics |= _evaluate(trainer)
+    if trainer.is_world_process_zero():
+        _finish(config, trainer, metrics)
+    return metrics
+
+
+def _load_renderer(config: RunConfig) -> tuple[TokenizerBundle, Renderer]:
+    """The tokenizer and the renderer over it; stop words the tokenizer lacked count as tokens the run adds."""
+    bundle = load_tokenizer(config)
+    renderer = build_renderer(
+        bundle.tokenizer, config.template, split_special_tokens=config.vocab.split_special_tokens
+    )
+    added = renderer.changes.added
+    if added:
+        logger.info("The template's stop words %s are new to the tokenizer and get rows of their own", ", ".join(added))
+        bundle = replace(bundle, added_tokens=(*bundle.added_tokens, *added), must_resize=True)
+    return bundle, renderer
+
+
+def _saver(
+    config: RunConfig, loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer
+) -> Callable[[Path], None]:
+    """Writes the live model as a folder that `chat` and `export` can use; for checkpoints and for the end."""
+    keeps_own = config.template.template is None and bundle.tokenizer.chat_template
+    options = SaveOptions(
+        stop_ids=tuple(renderer.stop_ids), chat_template=None if keeps_own else renderer.to_jinja()
+    )
+
+    def save(folder: Path) -> None:
+        save_model(loaded.model, bundle.tokenizer, folder, record=loaded.record, options=options)
+
+    return save
+
+
+def _agree_on(start: run_folder.StartPoint) -> Path | None:
+    """The first process's choice of checkpoint, on every process."""
+    chosen = [start.checkpoint]
+    if env.world_size() > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _train(config: RunConfig, trainer: Trainer, checkpoint: Path | None) -> dict[str, float]:
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    real_tokens = config.finetuning.include_effective_tokens_per_second
+    return finish_training(trainer, result.metrics, real_tokens=real_tokens)
+
+
+def _evaluate(trainer: Trainer) -> dict[str, float]:
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        write_results(Path(trainer.args.output_dir), "eval", metrics)
+    return metrics
+
+
+def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """What is written once, when everything has been measured."""
+    folder = Path(trainer.args.output_dir)
+    if config.training.do_train:
+        if config.finetuning.plot_loss:
+            for plot in plot_history(trainer.state.log_history, folder, PLOTTED):
+                logger.info("Wrote %s", plot)
+        write_model_card(folder, config, metrics, config.data.dataset)
+    if config.training.push_to_hub:
+        repository = config.training.hub_model_id or folder.name
+        upload(folder, repository, token=config.hub.hf_hub_token, key="push_to_hub")
+    logger.info("Finished: %s", folder)
