@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -39,15 +40,15 @@ def export(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_target": "q_proj,embed_tokens"}]
+    "options", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_target": "q_proj,embed_tokens,lm_head"}]
 )
-def test_merge_is_verified(load, sgd_step, model_dir: Path, tmp_path: Path, dtype: str, options: dict) -> None:
-    probe = export(load, sgd_step, model_dir, tmp_path, dtype=dtype, **options)
+def test_merge_is_verified(load, sgd_step, untied_dir: Path, tmp_path: Path, dtype: str, options: dict) -> None:
+    probe = export(load, sgd_step, untied_dir, tmp_path, dtype=dtype, **options)
     report = verify_merge(probe, tmp_path / "merged")
     assert report.difference <= report.tolerance
     assert "merge verified" in report.line()
     assert {name for name in report.changed if "layers" in name} <= set(probe.targets)
-    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    base = AutoModelForCausalLM.from_pretrained(untied_dir)
     with torch.no_grad():
         base_logits = base(input_ids=IDS).logits
     assert float((base_logits - probe.logits).abs().max() / probe.logits.abs().max()) > 0.1
@@ -121,6 +122,13 @@ def test_quantized_bases_are_refused(load, model_dir: Path) -> None:
     for action in (merge_adapters, lambda model: observe(model, IDS)):
         with pytest.raises(ModelError, match="cannot be merged into a quantized base"):
             action(loaded.model)
+
+
+def test_an_update_of_a_shared_weight_is_refused(load, model_dir: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    get_peft_model(model, LoraConfig(target_modules=["embed_tokens"])).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"shares its weight with the output head.*additional_target: embed_tokens"):
+        load(trainable=False, model_name_or_path=str(model_dir), adapter_name_or_path=str(tmp_path))
 
 
 def test_broken_values_are_refused(load, model_dir: Path) -> None:

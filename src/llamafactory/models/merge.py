@@ -69,16 +69,31 @@ def refuse_quantized(model: PreTrainedModel | PeftModel) -> None:
 
 
 def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Merge the adapter into its base and return the plain model. Raises ModelError on a quantized base or NaN."""
+    """Merge the adapter into its base and return the plain model. Raises ModelError where the result would differ."""
     refuse_quantized(model)
     if not isinstance(model, PeftModel):
         return model
+    _refuse_shared(model.get_base_model())
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(
             f"the adapter could not be merged ({error}); it holds broken values, train it again"
         ) from error
+
+
+def _refuse_shared(model: PreTrainedModel) -> None:
+    """Raise ModelError when a low-rank update sits on one of two modules that share a weight: it would reach both."""
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        head is not None
+        and head.weight is inputs.weight
+        and (isinstance(inputs, LoraLayer) or isinstance(head, LoraLayer))
+    ):
+        raise ModelError(
+            "the adapter changes an embedding that shares its weight with the output head; merging would change both, "
+            "train it with additional_target: embed_tokens instead of lora_target"
+        )
 
 
 @torch.no_grad()

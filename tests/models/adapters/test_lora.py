@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.models.save import save_model
@@ -40,8 +42,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     "options",
     [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_target": "q_proj,v_proj"}, {"lora_target": "embed_tokens"}],
 )
-def test_only_the_adapter_moves(load, sgd_step, model_dir: Path, options: dict) -> None:
-    loaded, _, _ = load(model_name_or_path=str(model_dir), **options)
+def test_only_the_adapter_moves(load, sgd_step, untied_dir: Path, options: dict) -> None:
+    loaded, _, _ = load(model_name_or_path=str(untied_dir), **options)
     before = sgd_step(loaded.model)
     moved = {name for name, p in loaded.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
@@ -81,7 +83,11 @@ def test_alpha_defaults_to_twice_the_rank(load, model_dir: Path) -> None:
             {"additional_target": "embd_tokens"},
             r"additional_target: the model has no module.*did you mean 'embed_tokens'",
         ),
-        ({"lora_target": "lm_head"}, r"lora_target: 'lm_head' shares its weight with the input embedding"),
+        (
+            {"lora_target": "lm_head"},
+            r"lora_target: 'lm_head' is the input embedding and the output head in one weight",
+        ),
+        ({"lora_target": "embed_tokens"}, r"lora_target: 'embed_tokens' is .* use additional_target: embed_tokens"),
     ],
 )
 def test_bad_targets(load, model_dir: Path, options: dict, message: str) -> None:
@@ -187,3 +193,14 @@ def test_stretched_positions_are_remembered(load, sgd_step, model_dir: Path, tmp
     loaded, _, _ = load(trainable=False, model_name_or_path=str(model_dir), adapter_name_or_path=str(tmp_path))
     assert loaded.model.config.rope_parameters["factor"] == 4.0
     assert torch.allclose(logits(loaded.model), after, atol=1e-5)
+
+
+def test_foreign_adapter_with_a_grown_embedding(load, model_dir: Path, untied_dir: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(untied_dir)
+    model.resize_token_embeddings(704, mean_resizing=False)
+    options = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    wrapped = get_peft_model(model, options)
+    wrapped.save_pretrained(tmp_path)
+    loaded, _, _ = load(trainable=False, model_name_or_path=str(untied_dir), adapter_name_or_path=str(tmp_path))
+    assert loaded.model.get_input_embeddings().weight.shape[0] == 704
+    assert torch.allclose(logits(loaded.model), logits(wrapped), atol=1e-6)

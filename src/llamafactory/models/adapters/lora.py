@@ -17,6 +17,7 @@ from llamafactory.logs import get_logger, notice
 from llamafactory.models.adapters import freeze
 from llamafactory.models.families import family_facts
 from llamafactory.models.hub import fetch
+from llamafactory.models.merge import merge_adapters
 from llamafactory.models.modules import find_layers, frozen_parts, has_fused_experts, has_part, linear_modules
 from llamafactory.models.record import read_record
 from llamafactory.models.safetensors_file import tensor_shapes
@@ -41,7 +42,7 @@ def apply(
     folders = adapter_folders(config)
     resume = bool(folders) and trainable and not config.lora.create_new_adapter
     for folder in folders[:-1] if resume else folders:
-        model = attach(model, folder, trainable=False).merge_and_unload(safe_merge=True)
+        model = merge_adapters(attach(model, folder, trainable=False))
         logger.info("merged adapter %s", folder)
     if not trainable:
         return model
@@ -55,7 +56,7 @@ def attach_given(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel |
     """Merge all given adapters but the last, and attach that one for inference without merging it."""
     folders = adapter_folders(config)
     for folder in folders[:-1]:
-        model = attach(model, folder, trainable=False).merge_and_unload(safe_merge=True)
+        model = merge_adapters(attach(model, folder, trainable=False))
     return attach(model, folders[-1], trainable=False) if folders else model
 
 
@@ -97,7 +98,8 @@ def _saved_rows(model: PreTrainedModel, folder: Path) -> int:
         return record.vocab_size
     file = folder / "adapter_model.safetensors"
     shapes = tensor_shapes(file) if file.is_file() else {}
-    return max((shapes.get(f"base_model.model.{name}.weight", (0,))[0] for name in _embedding_paths(model)), default=0)
+    stems = [f"base_model.model.{name}" for name in _embedding_paths(model)]
+    return max(shapes.get(f"{stem}{end}", (0,))[0] for stem in stems for end in (".weight", ".base_layer.weight"))
 
 
 def _mismatch(folder: Path, model: PreTrainedModel, error: Exception) -> str:
@@ -116,8 +118,9 @@ def _check_all_used(model: PeftModel, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         return
-    live = get_peft_model_state_dict(model, save_embedding_layers=False)
-    lost = sorted(set(tensor_shapes(file)) - set(live))
+    known = {*get_peft_model_state_dict(model, save_embedding_layers=False), *model.state_dict()}
+    # PEFT writes further copies of embeddings under names of its own; the ones that count are in `known`.
+    lost = sorted(name for name in set(tensor_shapes(file)) - known if ".modules_to_save." not in name)
     if lost:
         raise ModelError(
             f"adapter_name_or_path: {folder} holds {len(lost)} tensors this model has no place for, such as {lost[0]}; "
@@ -139,7 +142,7 @@ def _create(model: PreTrainedModel, config: RunConfig, *, vocab_grown: bool) -> 
         use_dora=config.lora.use_dora,
         target_modules=targets,
         modules_to_save=list(saved) or None,
-        ensure_weight_tying=_ties(model, targets, saved),
+        ensure_weight_tying=_tied_head(model) is not None and _embedding_names(model)[0] in saved,
     )
     return get_peft_model(model, options, autocast_adapter_dtype=not config.finetuning.pure_bf16)
 
@@ -168,10 +171,12 @@ def target_modules(model: PreTrainedModel, config: RunConfig) -> list[str]:
 def _named_modules(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     modules = dict(model.named_modules())
     found: list[str] = []
-    if _tied_head(model) in wanted:
+    head = _tied_head(model)
+    shared = [name for name in wanted if head is not None and name in (head, *_embedding_names(model))]
+    if shared:
         raise ConfigError(
-            f"lora_target: {_tied_head(model)!r} shares its weight with the input embedding, so an adapter on it alone "
-            f"cannot be merged; name {_embedding_names(model)[0]!r}, or use additional_target"
+            f"lora_target: {shared[0]!r} is the input embedding and the output head in one weight, which a low-rank "
+            "adapter cannot change for one alone; use additional_target: embed_tokens"
         )
     for target in wanted:
         matches = [name for name in modules if name == target or name.endswith(f".{target}")]
@@ -242,11 +247,3 @@ def _tied_head(model: PreTrainedModel) -> str | None:
     if head is None or head.weight is not inputs.weight:
         return None
     return next(name for name, module in model.named_modules() if module is head).rsplit(".", 1)[-1]
-
-
-def _ties(model: PreTrainedModel, targets: list[str], saved: tuple[str, ...]) -> bool:
-    """True when an adapted embedding shares its weight with the head, so that both must stay one."""
-    if _tied_head(model) is None:
-        return False
-    name = _embedding_names(model)[0]
-    return name in saved or any(target.rsplit(".", 1)[-1] == name for target in targets)
