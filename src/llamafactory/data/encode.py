@@ -74,7 +74,7 @@ class Encoder:
                 report.drop(NO_SUPERVISION, record.source)
             else:
                 examples.append(example)
-                _count(example, report)
+                _count(example, self.kind, report)
         return Chunk(examples, report)
 
     def _render(self, records: list[Record], report: Report) -> list[tuple[Record, list[Turn]]]:
@@ -193,9 +193,9 @@ def _ids(pieces: Iterable[Piece]) -> list[int]:
     return [token for piece in pieces for token in piece.ids]
 
 
-def _count(example: Example, report: Report) -> None:
+def _count(example: Example, kind: Kind, report: Report) -> None:
     report.kept += 1
     report.tokens += example.num_tokens
-    report.supervised += example.num_supervised
+    report.supervised += example.num_supervised if kind != "prompt" else 0
     if example.truncated:
         report.truncated.add(example.source)

@@ -18,9 +18,20 @@ from llamafactory.rendering.records import Conversation, Feedback, Media, Messag
 PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
 
 
-def bad_field(source: str, field: str, *, expected: str, found: object, fix: str = "correct the row") -> DataError:
+class RowError(DataError):
+    """A row that cannot be used; source is "file:row"."""
+
+    def __init__(self, source: str, field: str, *, expected: str, found: str, fix: str) -> None:
+        super().__init__(f"{source}: field {field!r}: expected {expected}, found {found}; {fix}")
+        self.source = source
+        self.field = field
+        self.expected = expected
+        self.found = found
+
+
+def bad_field(source: str, field: str, *, expected: str, found: object, fix: str = "correct the row") -> RowError:
     """Describe a row that cannot be used: file and row, field, expected, found, and the cure."""
-    return DataError(f"{source}: field {field!r}: expected {expected}, found {describe(found)}; {fix}")
+    return RowError(source, field, expected=expected, found=describe(found), fix=fix)
 
 
 def describe(value: object) -> str:
@@ -31,7 +42,7 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def missing_field(source: str, column: str, row: Row, *, expected: str) -> DataError:
+def missing_field(source: str, column: str, row: Row, *, expected: str) -> RowError:
     """Like `bad_field` for an absent or null field; names the fields that the row has."""
     if column in row:
         return bad_field(source, column, expected=expected, found=None, fix="fill it in or remove the row")

@@ -1,16 +1,13 @@
-"""Choosing rows and joining sets: samples, mixtures, validation splits. Deterministic in the seed; knows no tokens."""
+"""Joining sets and splitting them: mixtures and validation parts. Deterministic in the seed; knows no tokens."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 
-from llamafactory.data.sources import NamedRow
 from llamafactory.errors import DataError
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -19,35 +16,6 @@ _STOPPING = {
     "interleave_over": "all_exhausted",
     "interleave_once": "all_exhausted_without_replacement",
 }
-
-
-def sample(
-    read: Callable[[], Iterator[NamedRow]], *, num_samples: int | None, max_samples: int | None, seed: int
-) -> Iterator[NamedRow]:
-    """Yield a random sample of exactly `num_samples` rows, then at most `max_samples` of it, in file order.
-
-    When the data has fewer rows than `num_samples`, every row comes once and the rest are drawn again with replacement.
-    Without `num_samples`, the first `max_samples` rows.
-    """
-    if num_samples is None:
-        return itertools.islice(read(), max_samples)
-    return _draw(read, num_samples, max_samples, seed)
-
-
-def _draw(
-    read: Callable[[], Iterator[NamedRow]], num_samples: int, max_samples: int | None, seed: int
-) -> Iterator[NamedRow]:
-    available = sum(1 for _ in read())
-    if not available:
-        return
-    generator = np.random.default_rng(seed)
-    drawn = generator.permutation(available)[:num_samples].tolist()
-    if num_samples > available:
-        drawn += generator.integers(available, size=num_samples - available).tolist()
-    times = Counter(drawn[:max_samples])
-    for index, named in enumerate(read()):
-        for _ in range(times[index]):
-            yield named
 
 
 def check_mix(strategy: str, probs: Sequence[float], num_datasets: int) -> None:

@@ -47,10 +47,15 @@ def read_file(path: Path, name: str, position: Position, share: Share) -> Iterat
 
 def _read_json(path: Path, name: str, position: Position, share: Share) -> Iterator[NamedRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        head = _first_character(file)
-        file.seek(0)
-        reader = _read_array if head == "[" else _read_lines if path.suffix.lower() == ".jsonl" else _read_objects
-        yield from reader(file, name, _tracker(file, position), share)
+        yield from read_json_file(file, name, position, share)
+
+
+def read_json_file(file: IO[str], name: str, position: Position, share: Share) -> Iterator[NamedRow]:
+    """Yield the rows of an open json or jsonl file; `name` tells which of both by its ending."""
+    head = _first_character(file)
+    file.seek(0)
+    reader = _read_array if head == "[" else _read_lines if name.lower().endswith(".jsonl") else _read_objects
+    yield from reader(file, name, _tracker(file, position), share)
 
 
 def _read_lines(file: IO[str], name: str, track: Callable[[], None], share: Share) -> Iterator[NamedRow]:
@@ -268,8 +273,8 @@ def _tracker(file: IO[str], position: Position) -> Callable[[], None]:
 
 
 def _first_character(file: IO[str]) -> str:
-    for line in file:
-        if stripped := line.strip(_SPACE):
+    while piece := file.read(4096):
+        if stripped := piece.strip(_SPACE):
             return stripped[0]
     return ""
 

@@ -118,7 +118,8 @@ class Report:
         ]
         if self.num_bad:
             parts.append(f"{self.num_bad} bad rows skipped")
-        parts.append(f"{self.tokens} tokens, {100 * self.supervised_ratio:.0f} % supervised")
+        share = f", {100 * self.supervised_ratio:.0f} % supervised" if self.supervised else ""
+        parts.append(f"{self.tokens} tokens{share}")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, object]:
