@@ -17,8 +17,7 @@ def run_chat(source: RunConfig | Mapping[str, object]) -> int:
     config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="chat"))
     if config.finetuning.stage == "rm":
         raise ConfigError("stage: a reward model (rm) gives scores, not answers; choose a model of another stage")
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     with ChatModel(config) as model:
         return converse(Session(model), source=sys.stdin, target=sys.stdout)

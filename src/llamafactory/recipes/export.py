@@ -20,18 +20,18 @@ from peft import PeftModel
 from llamafactory.config import RunConfig, load_config
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.inference.artefact import complete
+from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
 from llamafactory.models.build import reload_model
 from llamafactory.models.hub import is_local
 from llamafactory.models.load import LoadedModel, load_model
 from llamafactory.models.merge import TOLERANCE, merge_adapters, observe, verify_merge
 from llamafactory.models.save import SaveOptions, save_model
-from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.modelfile import build_modelfile
 from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Conversation, Message
-from llamafactory.rendering.renderer import Renderer, build_renderer
+from llamafactory.rendering.renderer import Renderer
 from llamafactory.rendering.template import get_template
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
     """
     config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="export"))
     target = _target(config)
-    bundle = load_tokenizer(config)
-    renderer = build_renderer(bundle.tokenizer, config.template, split_special_tokens=config.vocab.split_special_tokens)
+    bundle, renderer = load_renderer(config)
     loaded = load_model(config, bundle, trainable=False, merge=False)
     with _staged(target) as folder:
         _write(loaded, bundle.tokenizer, renderer, folder, config)

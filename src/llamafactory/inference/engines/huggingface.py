@@ -25,11 +25,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions
+from llamafactory.inference.loading import load_renderer
 from llamafactory.inference.streaming import AnswerStream
 from llamafactory.models.load import load_model
-from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.rendering.records import Conversation
-from llamafactory.rendering.renderer import Renderer, build_renderer
+from llamafactory.rendering.renderer import Renderer
 
 if TYPE_CHECKING:
     from llamafactory.config import RunConfig
@@ -39,8 +39,7 @@ Emit = Callable[[int | BaseException | None], None]
 
 def build(config: RunConfig) -> HuggingFaceEngine:
     """Load the model, its adapters and its renderer as `config` says."""
-    bundle = load_tokenizer(config)
-    renderer = build_renderer(bundle.tokenizer, config.template, split_special_tokens=config.vocab.split_special_tokens)
+    bundle, renderer = load_renderer(config)
     model = load_model(config, bundle, trainable=False).model
     return HuggingFaceEngine(model, bundle.tokenizer, renderer, max_concurrent=_max_concurrent())
 
