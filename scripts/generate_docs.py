@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from llamafactory.config.availability import gaps
 from llamafactory.config.renamed import renamed_keys
 from llamafactory.config.run import section_types
 from llamafactory.config.section import COMMANDS, Section
@@ -131,10 +132,21 @@ def renamed_table() -> str:
     return "\n".join(rows)
 
 
+def planned_table() -> str:
+    """Settings that are read and checked, and that a run of this version refuses."""
+    rows = ["| setting | missing part |", "| --- | --- |"]
+    for gap in gaps():
+        values = ", ".join(f"`{value}`" for value in gap.values)
+        commands = f" ({', '.join(gap.commands)})" if gap.commands else ""
+        rows.append(f"| `{gap.key}`{': ' + values if values else ''}{commands} | {gap.part} |")
+    return "\n".join(rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "options": options,
     "templates": template_table,
     "renamed": renamed_table,
+    "planned": planned_table,
 }
 
 
