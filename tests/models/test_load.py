@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llamafactory.errors import ConfigError, ModelError
+from llamafactory.models.save import save_model
 
 
 def test_full_training_reads_bf16_weights_as_fp32(load, model_dir: Path, tmp_path: Path) -> None:
@@ -77,14 +79,12 @@ def test_infer_dtype(load, model_dir: Path) -> None:
     ],
 )
 def test_parts_that_do_not_exist_are_refused(load, model_dir: Path, options: dict, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{key}.*not available in this version; remove {key}"):
+    with pytest.raises(ConfigError, match=rf"{key}: .* this version cannot run .* yet; remove {key}"):
         load(model_name_or_path=str(model_dir), **options)
 
 
 def test_unknown_finetuning_type_names_the_choices(load, model_dir: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"finetuning_type: 'oft' is not available \(choose from freeze, full, lora\)"
-    ):
+    with pytest.raises(ConfigError, match=r"finetuning_type: 'oft' .* available: lora, freeze, full"):
         load(model_name_or_path=str(model_dir), finetuning_type="oft")
 
 
@@ -179,3 +179,15 @@ def test_use_cache_off_while_training_on_at_inference(load, model_dir: Path) -> 
 def test_print_param_status(load, model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(model_name_or_path=str(model_dir), finetuning_type="full", print_param_status=True)
     assert "name: model.norm.weight, dtype: torch.float32, device: cpu, trainable: True" in caplog.messages
+
+
+def test_local_files_need_no_network(load, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    loaded, bundle, _ = load(model_name_or_path=str(model_dir), add_tokens="<new>")
+    save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
+    load(trainable=False, model_name_or_path=str(model_dir), adapter_name_or_path=str(tmp_path))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llamafactory.errors import ModelError
+from llamafactory.models.compat import enable_activation_checkpointing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ def enable_checkpointing(model: PreTrainedModel, *, reentrant: bool) -> int:
             f"{model.config.model_type} does not support gradient checkpointing; "
             "set disable_gradient_checkpointing: true"
         )
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    enable_activation_checkpointing(model, reentrant=reentrant)
     count = 0
     for stack in _stacks(model):
         learning = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in stack]

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import set_seed
 
+from llamafactory.config.availability import refuse_unavailable
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.logs import get_logger
 from llamafactory.models import build
@@ -61,7 +62,7 @@ def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, m
     Inference: adapters are merged, nothing requires gradients, evaluation mode. merge: False leaves the last adapter
     unmerged at inference, for whoever wants to observe it first. Raises ConfigError, ModelError.
     """
-    refuse_unavailable(config)
+    _refuse(config)
     if trainable:
         set_seed(config.training.seed)
     notes: list[str] = []
@@ -121,19 +122,9 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     return Base(model, plan, record, grown)
 
 
-def refuse_unavailable(config: RunConfig) -> None:
-    """Raise ConfigError for options whose parts do not exist yet."""
-    wanted = {
-        "quantization_bit": config.quantization.quantization_bit is not None,
-        "shift_attn": config.compute.shift_attn,
-        "use_unsloth": config.compute.use_unsloth,
-        "use_unsloth_gc": config.compute.use_unsloth_gc,
-        "enable_liger_kernel": config.compute.enable_liger_kernel,
-        "mixture_of_depths": config.model.mixture_of_depths is not None,
-    }
-    for key, given in wanted.items():
-        if given:
-            raise ConfigError(f"{key} ({config.place(key)}): this is not available in this version; remove {key}")
+def _refuse(config: RunConfig) -> None:
+    """Raise ConfigError for parts that do not exist yet, and for adapters without the method that can read them."""
+    refuse_unavailable(config, config.command)
     if config.finetuning.finetuning_type != "lora" and config.model.adapter_name_or_path:
         raise ConfigError(
             f"adapter_name_or_path: adapters need finetuning_type: lora, got {config.finetuning.finetuning_type}; "
@@ -209,7 +200,7 @@ def _portable_name(config: RunConfig) -> str:
 
 def _added_tokens(bundle: TokenizerBundle, earlier: BaseRecord | None) -> tuple[tuple[str, str], ...]:
     known = earlier.added_tokens if earlier is not None else ()
-    special = set(bundle.special_tokens)
+    special = {entry.content for entry in bundle.tokenizer.added_tokens_decoder.values() if entry.special}
     return known + tuple((token, "special" if token in special else "normal") for token in bundle.added_tokens)
 
 

@@ -129,8 +129,6 @@ def _check_all_used(model: PeftModel, folder: Path) -> None:
 
 
 def _create(model: PreTrainedModel, config: RunConfig, *, vocab_grown: bool) -> PeftModel:
-    if config.lora.pissa_init:
-        raise ConfigError("pissa_init: PiSSA is not available in this version; remove pissa_init")
     saved = modules_to_save(model, config, vocab_grown=vocab_grown)
     targets = [name for name in target_modules(model, config) if name.rsplit(".", 1)[-1] not in saved]
     options = PeftLoraConfig(

@@ -1,0 +1,17 @@
+"""Differences between the transformers releases we support, one function each. Knows no options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def enable_activation_checkpointing(model: PreTrainedModel, *, reentrant: bool) -> None:
+    """Switch on recomputation in all layers; the method was renamed after 5.17."""
+    options = {"use_reentrant": reentrant}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
