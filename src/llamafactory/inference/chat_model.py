@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from llamafactory.config import RunConfig, load_config
+from llamafactory.config import RunConfig, load_config, refuse_unavailable
 from llamafactory.errors import ConfigError, DataError, did_you_mean
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.engine import Delta, Engine, FinishReason, GenerationOptions, build_engine
@@ -49,6 +49,7 @@ class ChatModel:
 
     def __init__(self, source: RunConfig | Mapping[str, object]) -> None:
         config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="chat"))
+        refuse_unavailable(config, "chat")
         self._start(build_engine(config), GenerationOptions.from_config(config.generation))
 
     @classmethod

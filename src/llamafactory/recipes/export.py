@@ -17,7 +17,7 @@ import torch
 import yaml
 from peft import PeftModel
 
-from llamafactory.config import RunConfig, load_config
+from llamafactory.config import RunConfig, load_config, refuse_unavailable
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.loading import load_renderer
@@ -59,6 +59,7 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
     nothing is left under the target's name then.
     """
     config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="export"))
+    refuse_unavailable(config, "export")
     target = _target(config)
     bundle, renderer = load_renderer(config)
     loaded = load_model(config, bundle, trainable=False, merge=False)
@@ -73,14 +74,7 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
 
 
 def _target(config: RunConfig) -> Path:
-    export = config.export
-    if not export.export_dir:
-        raise ConfigError("export_dir: an export needs a folder to write to, and none was given; set export_dir")
-    if export.export_quantization_bit is not None:
-        raise ConfigError(
-            "export_quantization_bit: quantizing while exporting is not available in this version; remove it"
-        )
-    target = Path(export.export_dir).expanduser().resolve()
+    target = Path(str(config.export.export_dir)).expanduser().resolve()
     sources = [config.model.model_name_or_path or "", *config.model.adapter_name_or_path]
     if any(is_local(name) and Path(name).expanduser().resolve() == target for name in sources if name):
         raise ConfigError(f"export_dir: '{target}' is the model itself; choose another folder")
