@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from llamafactory.errors import ConfigError, ModelError
+from llamafactory.rendering.tokens import Piece
 
 Place = Literal["start", "control", "text"]
 """What stands before a segment: nothing, a control token, or other text."""
@@ -70,6 +71,7 @@ class TextEncoder:
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._constants: dict[tuple[str, Place], tuple[int, ...]] = {}
         self._spellings: dict[tuple[int, ...], str] = {}
+        self._pieces: dict[tuple[tuple[int, ...], float, bool], Piece] = {}
         self._splits: dict[str, tuple[str | int, ...]] = {}
 
     def _inline_pattern(self, added: Mapping[int, AddedToken], read_controls: bool) -> re.Pattern[str] | None:
@@ -134,6 +136,17 @@ class TextEncoder:
         found = self._constants.get((text, place))
         if found is None:
             found = self._constants[text, place] = tuple(self.encode([text], [place])[0])
+            self.remember_spelling(found, text)
+        return found
+
+    def piece(self, ids: tuple[int, ...], weight: float, control: bool) -> Piece:
+        """A piece of template tokens; the same one each time, since they repeat in every message."""
+        key = (ids, weight, control)
+        found = self._pieces.get(key)
+        if found is None:
+            found = Piece(ids, weight, control)
+            if len(self._pieces) < _MAX_REMEMBERED:
+                self._pieces[key] = found
         return found
 
     def enclosed(self, text: str, before: int | None, after: int | None) -> tuple[int, ...]:
@@ -143,8 +156,8 @@ class TextEncoder:
         return self.constant(text, "control") if text else ()
 
     def remember_spelling(self, ids: tuple[int, ...], text: str) -> None:
-        """Note the text behind a run of ids that holds more than control tokens."""
-        self._spellings[ids] = text
+        """Note the text behind a run of template tokens."""
+        self._spellings.setdefault(ids, text)
 
     def spell(self, ids: tuple[int, ...]) -> str:
         """The text of control tokens and of runs noted before."""

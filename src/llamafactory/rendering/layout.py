@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from llamafactory.rendering.encoder import Place, TextEncoder
 from llamafactory.rendering.markup import Markup
 from llamafactory.rendering.tokens import Piece, Turn
 
 
-@dataclass(slots=True)
-class Span:
-    """Text with one weight. control: template text, not to be cut."""
-
-    text: str
-    weight: float
-    control: bool
+Span = tuple[str, float, bool]
+"""Text, its loss weight, and whether it is template text, not to be cut."""
 
 
 @dataclass(slots=True)
@@ -33,7 +29,9 @@ class Segment:
 
     @property
     def text(self) -> str:
-        return "".join(span.text for span in self.spans)
+        """The whole text."""
+        spans = self.spans
+        return spans[0][0] if len(spans) == 1 else "".join([span[0] for span in spans])
 
 
 Item = Piece | Segment
@@ -48,7 +46,10 @@ class Draft:
 
 
 class Layout:
-    """Collects one conversation as drafts. stop_ids: tokens that end an answer; eos_id: the one written when none does."""
+    """Collects one conversation as drafts.
+
+    stop_ids: tokens that end an answer. eos_id: the one written when a template has none.
+    """
 
     def __init__(self, encoder: TextEncoder, stop_ids: frozenset[int], eos_id: int | None) -> None:
         self.drafts: list[Draft] = []
@@ -65,7 +66,7 @@ class Layout:
 
     def source(self) -> None:
         """Begin the next turn's prompt. Template text left open behind an answer joins it, as in the whole string."""
-        if self._segment is not None and not all(span.control for span in self._segment.spans):
+        if self._segment is not None and not all(control for _, _, control in self._segment.spans):
             self._close()
         self.drafts.append(Draft())
         self._side = self.drafts[-1].source
@@ -107,7 +108,7 @@ class Layout:
         if self._unstopped:
             ids = self._teach_stop(ids)
         if ids:
-            self._side.append(Piece(ids, weight, control))
+            self._side.append(self._encoder.piece(ids, weight, control))
         self._place = "control"
         self._eat = bool(ids) and ids[-1] in self._encoder.eats_right
 
@@ -151,31 +152,38 @@ class Layout:
         if not text:
             return
         self._eat = False
-        if self._segment is None:
-            self._segment = Segment([Span(text, weight, control)], self._place, self._unstopped)
+        segment = self._segment
+        if segment is None:
+            self._segment = Segment([(text, weight, control)], self._place, self._unstopped)
             self._unstopped = 0.0
         else:
-            last = self._segment.spans[-1]
-            if last.weight == weight and last.control == control:
-                last.text += text
+            last, last_weight, last_control = segment.spans[-1]
+            if last_weight == weight and last_control == control:
+                segment.spans[-1] = (last + text, weight, control)
             else:
-                self._segment.spans.append(Span(text, weight, control))
+                segment.spans.append((text, weight, control))
         self._segment_side = self._side
 
     def _close(self) -> None:
-        if self._segment is not None:
-            self._segment_side.append(self._segment)
-            self._segment = None
-            self._place = "text"
+        segment, self._segment = self._segment, None
+        if segment is None or not segment.spans:
+            return
+        text, weight, control = segment.spans[0]
+        if control and len(segment.spans) == 1 and not segment.stop_weight:
+            ids = self._encoder.constant(text, segment.place)
+            self._segment_side.append(self._encoder.piece(ids, weight, control))
+        else:
+            self._segment_side.append(segment)
+        self._place = "text"
 
 
 def _strip_end(segment: Segment) -> None:
     """Drop blanks at the end of a segment, which the control token behind it swallows."""
     while segment.spans:
-        segment.spans[-1].text = segment.spans[-1].text.rstrip()
-        if segment.spans[-1].text:
+        text, weight, control = segment.spans.pop()
+        if text.rstrip():
+            segment.spans.append((text.rstrip(), weight, control))
             return
-        segment.spans.pop()
 
 
 def to_turns(groups: Sequence[Sequence[Draft]], encoder: TextEncoder, eos_id: int | None) -> list[list[Turn]]:
@@ -188,95 +196,85 @@ def to_turns(groups: Sequence[Sequence[Draft]], encoder: TextEncoder, eos_id: in
 
 
 def _join(side: Iterable[Item], encoded: dict[int, list[Piece]]) -> tuple[Piece, ...]:
-    """Pieces of one side in order, neighbours of one kind made one."""
+    """Pieces of one side in order."""
     pieces: list[Piece] = []
-    run: list[int] = []
     for item in side:
-        for piece in (item,) if isinstance(item, Piece) else encoded[id(item)]:
-            last = pieces[-1] if pieces else None
-            if last is None or piece.labels or last.labels or _kind(piece) != _kind(last):
-                _seal(pieces, run)
-                pieces.append(piece)
-                run = list(piece.ids)
-            else:
-                run.extend(piece.ids)
-    _seal(pieces, run)
+        if isinstance(item, Piece):
+            pieces.append(item)
+        else:
+            pieces += encoded[id(item)]
     return tuple(pieces)
 
 
-def _kind(piece: Piece) -> tuple[float, bool]:
-    return piece.weight, piece.control
-
-
-def _seal(pieces: list[Piece], run: list[int]) -> None:
-    if pieces and len(run) != len(pieces[-1].ids):
-        pieces[-1] = Piece(tuple(run), pieces[-1].weight, pieces[-1].control)
-
-
 def _encode(segments: Sequence[Segment], encoder: TextEncoder, eos_id: int | None) -> list[list[Piece]]:
-    """Pieces of each segment. Segments whose weights part inside tell their parts from each token's position."""
-    found: list[list[Piece]] = [[] for _ in segments]
-    whole = []
-    split = []
-    for index, segment in enumerate(segments):
-        if all(span.control for span in segment.spans) and len(segment.spans) == 1:
-            span = segment.spans[0]
-            found[index] = [Piece(encoder.constant(span.text, segment.place), span.weight, control=True)]
-        else:
-            (whole if _is_framed(segment.spans) else split).append(index)
-    rows = encoder.encode([segments[i].text for i in whole], [segments[i].place for i in whole])
-    for index, ids in zip(whole, rows, strict=True):
-        found[index] = _frame(segments[index], ids, encoder)
-    marked = encoder.encode_with_ends([segments[i].text for i in split], [segments[i].place for i in split])
-    for index, tokens in zip(split, marked, strict=True):
-        found[index] = _by_position(segments[index], tokens)
+    """Pieces of each segment. Where kinds part in an irregular way, each token's position tells its part."""
+    framed = [_is_framed(segment.spans) for segment in segments]
+    whole = [segment for segment, regular in zip(segments, framed, strict=True) if regular]
+    rest = [segment for segment, regular in zip(segments, framed, strict=True) if not regular]
+    ids = encoder.encode([segment.text for segment in whole], [segment.place for segment in whole])
+    marked = encoder.encode_with_ends([segment.text for segment in rest], [segment.place for segment in rest])
+    regulars = map(_frame, whole, ids, repeat(encoder))
+    others = map(_by_position, rest, marked)
+    found = [next(regulars if regular else others) for regular in framed]
     for segment, pieces in zip(segments, found, strict=True):
         if segment.stop_weight and eos_id is not None:
             pieces[:1] = _first_as_stop(pieces[0], segment.stop_weight, eos_id)
     return found
 
 
+_FRAMES = ([False], [True, False], [False, True], [True, False, True])
+
+
 def _is_framed(spans: Sequence[Span]) -> bool:
-    """True for one span, or a message's text with template text before or behind it."""
-    kinds = [span.control for span in spans]
-    return kinds in ([False], [True, False], [False, True], [True, False, True])
+    """True for a message's text alone, or with template text before or behind it."""
+    return len(spans) <= 3 and [control for _, _, control in spans] in _FRAMES
 
 
 def _frame(segment: Segment, ids: list[int], encoder: TextEncoder) -> list[Piece]:
     """Split a framed segment: tokens of the frame that stand alone the same way are control, the rest is text."""
-    spans, start, end = segment.spans, 0, len(ids)
-    if spans[0].control:
-        alone = encoder.constant(spans[0].text, segment.place)
+    spans = segment.spans
+    start, end = 0, len(ids)
+    if len(spans) == 1:
+        return [Piece(tuple(ids), spans[0][1], control=False)]
+    if spans[0][2]:
+        alone = encoder.constant(spans[0][0], segment.place)
         while start < min(len(alone), end) and alone[start] == ids[start]:
             start += 1
-    if spans[-1].control and len(spans) > 1:
-        alone = encoder.constant(spans[-1].text, "text")
+    if spans[-1][2]:
+        alone = encoder.constant(spans[-1][0], "text")
         while end > start and len(ids) - end < len(alone) and alone[end - len(ids) - 1] == ids[end - 1]:
             end -= 1
-    message = next(span for span in spans if not span.control)
-    parts = (
-        Piece(tuple(ids[:start]), spans[0].weight, control=True),
-        Piece(tuple(ids[start:end]), message.weight, control=False),
-        Piece(tuple(ids[end:]), spans[-1].weight, control=True),
-    )
-    return [piece for piece in parts if piece.ids]
+    message = spans[1] if spans[0][2] else spans[0]
+    pieces = [encoder.piece(tuple(ids[:start]), spans[0][1], True)] if start else []
+    if end > start:
+        pieces.append(Piece(tuple(ids[start:end]), message[1], control=False))
+    if end < len(ids):
+        pieces.append(encoder.piece(tuple(ids[end:]), spans[-1][1], True))
+    return pieces
 
 
 def _by_position(segment: Segment, tokens: Sequence[tuple[int, int, int]]) -> list[Piece]:
     """Split a segment by where each token lies; a token over a border belongs to the message's text."""
-    bounds, at = [], 0
+    bounds: list[tuple[int, Span]] = []
     for span in segment.spans:
-        bounds.append((at, at + len(span.text), span))
-        at += len(span.text)
+        bounds.append((len(span[0]) + (bounds[-1][0] if bounds else 0), span))
     pieces: list[Piece] = []
-    low = 0
-    for token, start, end in tokens:
-        while low + 1 < len(bounds) and bounds[low][1] <= start:
+    low, run = 0, 0
+    kinds = []
+    for _, start, end in tokens:
+        while low + 1 < len(bounds) and bounds[low][0] <= start:
             low += 1
-        touched = [span for first, last, span in bounds[low : low + 3] if first < max(end, start + 1) and last > start]
-        span = next((span for span in touched if not span.control), touched[0] if touched else bounds[low][2])
-        pieces.append(Piece((token,), span.weight, span.control))
-    return list(_join(pieces, {}))
+        high = low
+        while high + 1 < len(bounds) and bounds[high][0] < end:
+            high += 1
+        touched = [span for _, span in bounds[low : high + 1]]
+        span = next((span for span in touched if not span[2]), touched[0])
+        kinds.append(span[1:])
+    for index in range(1, len(tokens) + 1):
+        if index == len(tokens) or kinds[index] != kinds[run]:
+            pieces.append(Piece(tuple(token for token, _, _ in tokens[run:index]), *kinds[run]))
+            run = index
+    return pieces
 
 
 def _first_as_stop(piece: Piece, weight: float, eos_id: int) -> list[Piece]:
