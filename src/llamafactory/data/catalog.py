@@ -168,8 +168,8 @@ def _entry(name: str, registry: Mapping[str, object], *, where: str, media_dir: 
     if name not in registry:
         raise DataError(
             f"{where}: the data set {name!r} is not defined there (known: "
-            f"{_some(registry)}){did_you_mean(name, registry)}; "
-            "add an entry or correct the name"
+            f"{_some(registry)}), so there is nothing to read; "
+            f"add an entry or correct the name{did_you_mean(name, registry)}"
         )
     at = f"{where}: {name}"
     entry = registry[name]
@@ -180,8 +180,8 @@ def _entry(name: str, registry: Mapping[str, object], *, where: str, media_dir: 
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in FORMATS:
         raise DataError(
-            f"{at}.formatting: {formatting!r} is not a format (choose from {', '.join(FORMATS)})"
-            f"{did_you_mean(str(formatting), FORMATS)}; it names the shape of one row"
+            f"{at}.formatting: {formatting!r} is not a format, which names the shape of one row; choose from "
+            f"{', '.join(FORMATS)}{did_you_mean(str(formatting), FORMATS)}"
         )
     given = {
         key: entry[key] for key in ("ranking", "subset", "split", "folder", "num_samples") if entry.get(key) is not None
@@ -206,8 +206,8 @@ def _check_keys(entry: Mapping[str, object], at: str) -> None:
     for key, value in entry.items():
         if key not in _PLAIN_KEYS:
             raise DataError(
-                f"{at}.{key}: unknown key (known: {', '.join(_PLAIN_KEYS)}){did_you_mean(key, _PLAIN_KEYS)}; "
-                "an unknown key would have no effect, so remove or correct it"
+                f"{at}.{key}: unknown key (known: {', '.join(_PLAIN_KEYS)}), which would have no effect; "
+                f"remove or correct it{did_you_mean(key, _PLAIN_KEYS)}"
             )
         wanted = _PLAIN_KEYS[key]
         if value is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
@@ -263,8 +263,8 @@ def _named(given: object, *, aliases: Mapping[str, str], known: Mapping[str, obj
         plain = aliases.get(key, key)
         if plain not in known:
             raise DataError(
-                f"{at}.{key}: unknown key (known: {', '.join(known)}){did_you_mean(key, known)}; "
-                "an unknown key would have no effect, so remove or correct it"
+                f"{at}.{key}: unknown key (known: {', '.join(known)}), which would have no effect; "
+                f"remove or correct it{did_you_mean(key, known)}"
             )
         if value is not None and not isinstance(value, str):
             raise DataError(f"{at}.{key}: found {_kind(value)}, expected a string; correct the entry")

@@ -46,15 +46,9 @@ def missing_field(source: str, column: str, row: Row, *, expected: str) -> RowEr
     """Like `bad_field` for an absent or null field; names the fields that the row has."""
     if column in row:
         return bad_field(source, column, expected=expected, found=None, fix="fill it in or remove the row")
-    near = did_you_mean(column, row)
     names = ", ".join(map(str, row)) or "no fields"
-    return bad_field(
-        source,
-        column,
-        expected=expected,
-        found=None,
-        fix=f"the row has: {names}{near}; correct the row or the columns map",
-    )
+    fix = f"the row has {names}; correct the row or the columns map{did_you_mean(column, row)}"
+    return bad_field(source, column, expected=expected, found=None, fix=fix)
 
 
 def text_of(row: Row, column: str | None, source: str, *, required: bool = False) -> str:

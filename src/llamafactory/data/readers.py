@@ -110,6 +110,9 @@ class _Values:
         self._count = 0
 
     def skip(self, opening: str) -> None:
+        """Move behind `opening`, which the caller has seen in the file."""
+        while opening not in self._text:
+            self._text += self._file.read(_CHUNK)
         self._at = self._text.index(opening) + 1
 
     def until(self, closing: str) -> Iterator[object]:

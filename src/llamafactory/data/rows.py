@@ -55,8 +55,8 @@ def _watch_columns(rows: Iterator[NamedRow], entry: DatasetEntry) -> Iterator[Na
     for key, column in missing.items():
         if first:
             notice(
-                f"{entry.name}: columns.{key}: no row has a field {column!r} (the first has {', '.join(first)})"
-                f"{did_you_mean(column, first)}; the column has no effect"
+                f"{entry.name}: columns.{key}: no row has a field {column!r} (the first has {', '.join(first)}), so the "
+                f"column has no effect{did_you_mean(column, first)}"
             )
 
 

@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
 
 from llamafactory.config.run import RunConfig
 from llamafactory.data.fingerprint import digest_of
@@ -70,7 +77,13 @@ def save(folder: Path, settings: Settings, train: Dataset | None, evals: Mapping
     """Write the sets and their settings; the settings come last, so an unfinished folder is recognised."""
     sets = {} if train is None else {"train": train}
     sets |= {name if name == "validation" else f"{_PREFIX}{name}": dataset for name, dataset in evals.items()}
-    DatasetDict(sets).save_to_disk(str(folder))
+    bars = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        DatasetDict(sets).save_to_disk(str(folder))
+    finally:
+        if not bars:
+            enable_progress_bars()
     text = json.dumps(asdict(settings), ensure_ascii=False, indent=2)
     (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
 

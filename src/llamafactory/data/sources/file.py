@@ -42,8 +42,8 @@ def load(entry: DatasetEntry, access: Access) -> FileRows:
     if not path.is_file():
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
-            f"{entry.name}: file_name: {path} does not exist, it must be a file or folder under dataset_dir"
-            f"{did_you_mean(path.name, siblings)}; correct file_name or dataset_dir"
+            f"{entry.name}: file_name: {path} does not exist, it must be a file or folder under dataset_dir; "
+            f"correct file_name or dataset_dir{did_you_mean(path.name, siblings)}"
         )
     _check_kinds([path], where=f"{entry.name}: file_name")
     return FileRows([path], [path.name])
