@@ -110,6 +110,19 @@ def test_nothing_but_the_export_is_left(exported: Path) -> None:
     assert "adapter_config.json" not in names(exported)
 
 
+def test_no_path_of_this_machine_is_told(exported: Path, run: Path) -> None:
+    for name in (
+        "recipe.yaml",
+        "README.md",
+        "Modelfile",
+        "config.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ):
+        assert str(run.parent.parent) not in (exported / name).read_text(encoding="utf-8"), name
+    assert "template: llama3" in (exported / "recipe.yaml").read_text(encoding="utf-8")
+
+
 def test_a_repeated_export_replaces_the_earlier_one(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     keys = {"model_name_or_path": str(run), "export_dir": str(target)}

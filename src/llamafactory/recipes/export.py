@@ -201,10 +201,17 @@ def _write_companions(folder: Path, config: RunConfig, renderer: Renderer) -> No
         context_length=length,
     )
     (folder / "Modelfile").write_text(text, encoding="utf-8")
-    recipe = yaml.safe_dump(config.to_yaml_dict(redact=True, only_changed=True), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(_recipe(folder, config), sort_keys=False, allow_unicode=True)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     write_model_card(folder, config, {})
     _copy_licence(folder, config)
+
+
+def _recipe(folder: Path, config: RunConfig) -> dict[str, object]:
+    """What chat needs to know of the export, and a mark that it is one; no path of this machine, it may be uploaded."""
+    wanted = {"split_special_tokens", *type(config.template).model_fields, *type(config.generation).model_fields}
+    changed = config.to_yaml_dict(redact=True, only_changed=True)
+    return {"export_dir": folder.name, **{key: value for key, value in changed.items() if key in wanted}}
 
 
 def _default_system(config: RunConfig) -> str:
