@@ -1,16 +1,12 @@
 """What is installed on this machine, for bug reports: the commands `version` and `env`.
 
-Versions are read from package metadata, so only the look at the accelerator imports torch.
+Versions are read from package metadata, so only the look at the accelerator imports torch. `version` imports nothing.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from llamafactory import __version__
@@ -40,6 +36,8 @@ def _take_no_words(command: str, words: Sequence[str]) -> None:
 
 
 def _software() -> Iterator[tuple[str, str]]:
+    import platform
+
     yield "llamafactory", __version__
     yield "platform", platform.platform()
     yield "python", platform.python_version()
@@ -52,6 +50,8 @@ def _software() -> Iterator[tuple[str, str]]:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -59,6 +59,8 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
+    import subprocess
+
     folder = Path(__file__).parent
     try:
         found = subprocess.run(
@@ -70,7 +72,7 @@ def _commit() -> str | None:
 
 
 def _hardware() -> Iterator[tuple[str, str]]:
-    if importlib.util.find_spec("torch") is None:
+    if _version("torch") is None:
         return
     import torch
 

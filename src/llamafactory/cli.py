@@ -118,9 +118,10 @@ def _split_name(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _start(name: str, command: Command, words: list[str]) -> int:
-    function = _load(name, command)
+    if not _exists(command):
+        raise ConfigError(f"command {name!r}: this version does not have it yet; `llamafactory-cli help` lists all")
     if not command.reads:
-        return _exit_code(function(words))
+        return _exit_code(_load(command)(words))
     from llamafactory.config.load import load_config
     from llamafactory.logs import notice
 
@@ -138,19 +139,20 @@ def _start(name: str, command: Command, words: list[str]) -> int:
         code = maybe_launch(config, words)
         if code is not None:
             return code
-    return _exit_code(function(config, **extra))
+    # Only now, so that a mistake in the configuration is told before anything heavy is imported.
+    return _exit_code(_load(command)(config, **extra))
 
 
-def _load(name: str, command: Command) -> Callable[..., object]:
-    module, _, function = command.target.partition(":")
+def _exists(command: Command) -> bool:
+    """True when this version has the command; looks at files, imports no command."""
     try:
-        found = importlib.util.find_spec(module)
+        return importlib.util.find_spec(command.target.partition(":")[0]) is not None
     except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise ConfigError(
-            f"command {name!r}: this version does not have it yet; `llamafactory-cli help` lists what works"
-        )
+        return False
+
+
+def _load(command: Command) -> Callable[..., object]:
+    module, _, function = command.target.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
@@ -197,13 +199,7 @@ def _help_of(words: list[str]) -> str:
 
 
 def _doc(name: str) -> str:
-    """What a command does, and whether this version has it; looks at files, imports no command."""
-    module = COMMANDS[name].target.partition(":")[0]
-    try:
-        missing = importlib.util.find_spec(module) is None
-    except ModuleNotFoundError:
-        missing = True
-    return COMMANDS[name].doc + (" (not in this version yet)" if missing else "")
+    return COMMANDS[name].doc + ("" if _exists(COMMANDS[name]) else " (not in this version yet)")
 
 
 def _command_help(name: str) -> str:

@@ -33,6 +33,8 @@ def coerce(given: Given, option: Option) -> object:
     if isinstance(value, bool) and not option.types & {"bool", "str"}:
         raise ValueError(mismatch(value, option))
     value = _to_number(value, option)
+    if isinstance(value, str) and option.choices and "str" in option.types and value not in option.choices:
+        raise ValueError(mismatch(value, option))
     return _check_passed_on(value, option) if option.passed_on else value
 
 
@@ -117,12 +119,7 @@ def _check_passed_on(value: object, option: Option) -> object:
         value = parse_flow(value)
     if isinstance(value, int) and not isinstance(value, bool) and option.types & {"float"}:
         return float(value) if "int" not in option.types else value
-    name = {type(None): "none", bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
-    kind = name.get(type(value))
-    if kind is None and option.types & {"none"} and value is None:
-        return None
-    if kind not in option.types:
-        raise ValueError(mismatch(value, option))
-    if option.choices and isinstance(value, str) and value not in option.choices:
+    names = {type(None): "none", bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
+    if names.get(type(value)) not in option.types:
         raise ValueError(mismatch(value, option))
     return value

@@ -15,7 +15,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if close:
         return min(close)[2]
     similar = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
-    return similar[0] if similar else None
+    if similar:
+        return similar[0]
+    ordered = {_in_order(item): item for item in candidates}
+    same_words = difflib.get_close_matches(_in_order(name), ordered, n=1, cutoff=0.9)
+    return ordered[same_words[0]] if same_words else None
+
+
+def _in_order(name: str) -> str:
+    """The words of a name, sorted: `batch_train` and `train_batch` are alike."""
+    return "_".join(sorted(name.split("_")))
 
 
 def edits(left: str, right: str, *, limit: int) -> int:
