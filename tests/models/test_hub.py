@@ -31,6 +31,27 @@ class Canary:
         return os.mkdir, (str(self.file),)  # type: ignore[return-value]
 
 
+def refusal(path: str) -> tuple[int, str] | None:
+    """Status and error code for what the test hub does not give."""
+    if "/nope" in path:
+        return 404, "RevisionNotFound"
+    if "org/gated" in path:
+        return 403, "GatedRepo"
+    return None if "org/tiny" in path else (404, "RepoNotFound")
+
+
+def content(root: Path, path: str) -> bytes:
+    """Body for a path of `org/tiny`: the file tree, the repository's facts, or a file."""
+    files = sorted(root.iterdir())
+    if path.startswith("/api/models/org/tiny/tree/"):
+        sizes = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name} for file in files]
+        return json.dumps(sizes).encode()
+    if path.startswith("/api/"):
+        names = [{"rfilename": file.name} for file in files]
+        return json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": names}).encode()
+    return (root / path.rsplit("/", 1)[-1]).read_bytes()
+
+
 def make_handler(root: Path, seen: list[str]) -> type[http.server.BaseHTTPRequestHandler]:
     """A server that speaks as much of the hub's protocol as a download needs, for one repository `org/tiny`."""
 
@@ -44,29 +65,14 @@ def make_handler(root: Path, seen: list[str]) -> type[http.server.BaseHTTPReques
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             seen.append(path)
-            if path.startswith("/api/models/org/tiny/tree/"):
-                entries = [
-                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
-                    for file in sorted(root.iterdir())
-                ]
-                self.answer(json.dumps(entries).encode())
-            elif path.startswith("/api/models/org/tiny"):
-                files = [{"rfilename": file.name} for file in sorted(root.iterdir())]
-                self.answer(json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": files}).encode())
-            elif path.startswith("/org/tiny/resolve/"):
-                self.answer((root / path.rsplit("/", 1)[-1]).read_bytes(), etag=path.rsplit("/", 1)[-1])
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        def answer(self, body: bytes, etag: str = "") -> None:
-            self.send_response(200)
+            status, code = refusal(path) or (200, "")
+            body = b"" if code else content(root, path)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Repo-Commit", COMMIT)
-            if etag:
-                self.send_header("ETag", f'"{etag}"')
+            self.send_header("ETag", f'"{path.rsplit("/", 1)[-1]}"')
+            if code:
+                self.send_header("X-Error-Code", code)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)
@@ -85,8 +91,8 @@ def hub_server(model_dir: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def run_fetch(name: str, endpoint: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Fetch and load `name` in a fresh process that talks to `endpoint`."""
+def run_fetch(requests: list[str], endpoint: str, home: Path, **environment: str) -> list[str]:
+    """Load each "name@revision" in one fresh process that talks to `endpoint`; returns one line for each."""
     code = f"""
 from llamafactory.config.run import RunConfig
 from llamafactory.config.sections.hub import HubConfig
@@ -94,40 +100,44 @@ from llamafactory.config.sections.model import ModelConfig
 from llamafactory.errors import ModelError
 from llamafactory.models.load import load_model
 from llamafactory.models.tokenizer import load_tokenizer
-config = RunConfig(model=ModelConfig(model_name_or_path={name!r}), hub=HubConfig(cache_dir={str(home / "cache")!r}))
-try:
-    loaded = load_model(config, load_tokenizer(config), trainable=False)
-    print("LOADED", loaded.record.base_model, loaded.model.num_parameters())
-except ModelError as error:
-    print("REFUSED", error)
+for request in {requests!r}:
+    name, _, revision = request.partition("@")
+    hub = HubConfig(cache_dir={str(home / "cache")!r}, model_revision=revision or "main")
+    config = RunConfig(model=ModelConfig(model_name_or_path=name), hub=hub)
+    try:
+        print("LOADED", load_model(config, load_tokenizer(config), trainable=False).record.base_model)
+    except ModelError as error:
+        print("REFUSED", error)
 """
     clean = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     environment = {**clean, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(requests), result.stderr
+    return lines
 
 
 @pytest.mark.slow
 def test_download_then_offline(hub_server: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, seen = hub_server
-    first = run_fetch("org/tiny", endpoint, tmp_path)
-    assert "LOADED org/tiny" in first.stdout, first.stdout + first.stderr
+    wanted = ["org/tiny", "org/none", "org/gated", "org/tiny@nope"]
+    loaded, missing, gated, revision = run_fetch(wanted, endpoint, tmp_path)
+    assert loaded == "LOADED org/tiny"
+    assert "REFUSED model_name_or_path: 'org/none' is neither a folder here nor a model on the hub" in missing
+    assert "'org/gated' is gated; accept its licence on the hub and set hf_hub_token" in gated
+    assert "'org/tiny' has no revision 'nope'; correct model_revision" in revision
     assert any(path.endswith("/model.safetensors") for path in seen)
     count = len(seen)
-    offline = run_fetch("org/tiny", endpoint, tmp_path, HF_HUB_OFFLINE="1")
-    assert "LOADED org/tiny" in offline.stdout, offline.stdout + offline.stderr
+    again, absent = run_fetch(["org/tiny", "org/none"], endpoint, tmp_path, HF_HUB_OFFLINE="1")
+    assert again == "LOADED org/tiny"
+    assert "offline mode is on (HF_HUB_OFFLINE)" in absent
     assert len(seen) == count
-    missing = run_fetch("org/none", endpoint, tmp_path)
-    assert "REFUSED model_name_or_path: 'org/none' is neither a folder here nor a model on the hub" in missing.stdout
-    absent = run_fetch("org/none", endpoint, tmp_path, HF_HUB_OFFLINE="1")
-    assert "offline mode is on (HF_HUB_OFFLINE)" in absent.stdout
 
 
 @pytest.mark.slow
 def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
-    result = run_fetch("org/tiny", "http://127.0.0.1:9", tmp_path)
-    assert (
-        "REFUSED model_name_or_path: 'org/tiny' is not a folder here and the hub could not deliver it" in result.stdout
-    )
+    (line,) = run_fetch(["org/tiny"], "http://127.0.0.1:9", tmp_path)
+    assert "REFUSED model_name_or_path: 'org/tiny' is not a folder here and the hub could not deliver it" in line
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,23 @@ def test_other_hubs_name_their_package(monkeypatch: pytest.MonkeyPatch, variable
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=rf"{variable} needs the package '{package}'.*pip install"):
         fetch("org/name", HubConfig(), key="model_name_or_path")
+
+
+@pytest.mark.parametrize(
+    ("variable", "package", "label"),
+    [("USE_MODELSCOPE_HUB", "modelscope", "ModelScope"), ("USE_OPENMIND_HUB", "openmind_hub", "Modelers")],
+)
+def test_a_failing_hub_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, package: str, label: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text(
+        "def snapshot_download(name, **options):\n    raise OSError('no such model')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ModelError, match=rf"{label} could not deliver 'org/name' \(no such model\)"):
+        fetch("org/name", HubConfig(), key="model_name_or_path")
+    sys.modules.pop(package)
 
 
 @pytest.mark.parametrize(

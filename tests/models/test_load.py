@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from llamafactory.errors import ConfigError, ModelError
+from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.save import save_model
 
 
@@ -191,3 +199,39 @@ def test_local_files_need_no_network(load, model_dir: Path, tmp_path: Path, monk
     loaded, bundle, _ = load(model_name_or_path=str(model_dir), add_tokens="<new>")
     save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
     load(trainable=False, model_name_or_path=str(model_dir), adapter_name_or_path=str(tmp_path))
+
+
+def test_unreadable_configuration(load, untied_dir: Path) -> None:
+    (untied_dir / "config.json").write_text('{"model_type": "no_such_type"}')
+    with pytest.raises(ModelError, match=r"has no configuration this release can read .*update transformers"):
+        load(model_name_or_path=str(untied_dir))
+
+
+def test_weights_of_another_shape(load, untied_dir: Path) -> None:
+    weights = load_file(untied_dir / "model.safetensors")
+    weights["model.norm.weight"] = torch.zeros(7)
+    save_file(weights, untied_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"could not be loaded"):
+        load(model_name_or_path=str(untied_dir))
+
+
+def test_family_without_checkpointing() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(ModelError, match="gpt2 does not support gradient checkpointing; set disable_gradient"):
+        enable_checkpointing(model, reentrant=True)
+
+
+def test_nothing_to_train(load, model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder_only"
+    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    with pytest.raises(ModelError, match="finetuning_type: full leaves no parameter to train"):
+        load(model_name_or_path=str(folder), finetuning_type="full", freeze_language_model=True)
+    with pytest.raises(ConfigError, match="lora_target: no module is left that may learn"):
+        load(model_name_or_path=str(folder), freeze_language_model=True)

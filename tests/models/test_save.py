@@ -92,3 +92,15 @@ def test_gathered_weights_are_written(load, model_dir: Path, tmp_path: Path) -> 
     gathered = {name: torch.full_like(tensor, 3.0) for name, tensor in loaded.model.state_dict().items()}
     save_weights(loaded.model, tmp_path, record=loaded.record, state_dict=gathered)
     assert all(bool((tensor == 3.0).all()) for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
+
+
+def test_weights_under_other_names_are_counted(load, model_dir: Path, tmp_path: Path) -> None:
+    loaded, _, _ = load(model_name_or_path=str(model_dir), finetuning_type="full")
+    save_weights(loaded.model, tmp_path, record=loaded.record)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    check_saved(loaded.model, tmp_path)
+    save_file({"other.model.norm.weight": tensors["model.norm.weight"]}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"parameters live in the model, but only 32 were saved"):
+        check_saved(loaded.model, tmp_path)

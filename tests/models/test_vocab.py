@@ -156,3 +156,10 @@ def test_round_trip_with_new_tokens(
     assert ("lm_head.weight" in load_file(merged_dir / "model.safetensors")) is not tied
     assert torch.allclose(again(input_ids=ids).logits, expected, atol=1e-5)
     assert AutoTokenizer.from_pretrained(merged_dir).convert_tokens_to_ids("<new_a>") == ids[0, -2]
+
+
+def test_quantized_embeddings_cannot_grow(untied_dir: Path) -> None:
+    model = read(untied_dir)
+    model.is_quantized = True
+    with pytest.raises(ModelError, match="embeddings of a quantized model cannot grow"):
+        grow_vocab(model, num_rows(model) + 64, NewRows())
