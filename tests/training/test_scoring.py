@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.training.models import (
+    FAMILIES,
+    VOCAB,
+    examples,
+    flat,
+    gradients,
+    largest_difference,
+    padded,
+    tiny_model,
+    with_lora,
+)  # fmt: skip
 from torch import Tensor, nn
 
 from llamafactory.errors import ModelError
@@ -11,9 +22,6 @@ from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.objectives.sft import Asft
 from llamafactory.training.reference import AdapterOff, FrozenCopy, build_reference
 from llamafactory.training.scoring import TokenScorer, kept_positions, token_logps
-from tests.training.models import (
-    FAMILIES, VOCAB, examples, flat, gradients, largest_difference, padded, tiny_model, with_lora,
-)  # fmt: skip
 
 LENGTHS = (24, 9, 17)
 

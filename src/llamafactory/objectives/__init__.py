@@ -26,8 +26,8 @@ class Scores:
     """What the model says about the supervised tokens of one batch, in the order of the flattened batch.
 
     logps: [N] fp32, log p(target | tokens before it), differentiable. targets: [N] token ids. rows: [N] index of the
-    sequence each token belongs to (a packed row holds several). weights: [N] fp32 loss weights. stats: further per-token
-    values [N] that the objective asked for through `token_stats`. reference_logps: [N] fp32 log p of the reference
+    sequence each token belongs to (a packed row holds several). weights: [N] fp32 loss weights. stats: further values
+    [N] per token that the objective asked for through `token_stats`. reference_logps: [N] fp32 log p of the reference
     policy, or None without one. aux_loss: router loss of mixture-of-experts models times its coefficient, or None.
     """
 
@@ -58,7 +58,8 @@ class Objective(Protocol):
     needs_reference: the trainer must score the batch with the reference policy too.
     """
 
-    needs_reference: bool
+    @property
+    def needs_reference(self) -> bool: ...
 
     def count(self, batch: Batch) -> Tensor:
         """Number of loss units (tokens or pairs) in a batch, before any division; a scalar integer tensor."""

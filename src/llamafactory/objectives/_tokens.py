@@ -19,8 +19,8 @@ class CrossEntropy:
     With smoothing eps the target distribution is (1-eps) on the target plus eps/V everywhere
     (https://arxiv.org/abs/1512.00567, section 7): loss_t = (1-eps)*nll_t + eps*mean_v(-log p_v).
 
-    A token of weight w adds w*loss_t to the sum and 1 to the count, so its gradient is exactly w times that of a token of
-    weight 1, and a token of weight 0 is a masked one.
+    A token of weight w adds w*loss_t to the sum and 1 to the count, so its gradient is exactly w times that of a token
+    of weight 1.
 
     accuracy: also report the share of supervised tokens whose most likely token is the target.
     """

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llamafactory.config.run import RunConfig
 from llamafactory.objectives import Objective
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.rendering.records import Text
-
-if TYPE_CHECKING:
-    from llamafactory.config import RunConfig
 
 RECORD = Text
 

@@ -1,29 +1,26 @@
 """Supervised fine-tuning: cross-entropy over the answers, and three ways to reweight it.
 
-nll_t = -log p(target_t); `sg` stops the gradient; every loss is summed over tokens and divided once by their global count.
+nll_t = -log p(target_t); `sg` stops the gradient; losses are summed over tokens and divided once by their global count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional
 
+from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError
 from llamafactory.objectives import Objective, Scores
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.rendering.records import Conversation
 
-if TYPE_CHECKING:
-    from llamafactory.config import RunConfig
-
 RECORD = Conversation
 
 
 def build(config: RunConfig) -> Objective:
-    """The objective of `stage: sft`. Raises ConfigError when two losses, or a loss and label smoothing, are asked for."""
+    """The objective of `stage: sft`. Raises ConfigError for two losses at once, or a loss and label smoothing."""
     loss, smoothing = config.loss, config.training.label_smoothing_factor
     chosen = [name for name in ("use_dft_loss", "use_eaft_loss", "use_asft_loss") if getattr(loss, name)]
     if len(chosen) > 1:

@@ -1,8 +1,8 @@
 """Log-probabilities of the supervised tokens of a batch, without the logits of the others.
 
 A forward pre-hook on the output embedding keeps the hidden states that predict a supervised token, so the vocabulary
-projection, the soft-max and their gradients run on those N positions alone. The model's own forward runs unchanged: logit
-soft-capping and scaling, PEFT and DDP wrappers, router losses keep working. Knows no stage.
+projection, the soft-max and their gradients run on those N positions alone. The model's own forward runs unchanged:
+logit soft-capping and scaling, PEFT and DDP wrappers, router losses keep working. Knows no stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llamafactory.objectives import Batch, Objective, Scores, supervised
 from llamafactory.training.reference import ReferencePolicy
 
 MAX_LOGITS = 2**25
-"""Logits held at once, in numbers: 128 MiB in fp32. More tokens are scored in chunks, recomputed in the backward pass."""
+"""Logits held at once (128 MiB in fp32). More are scored in chunks, which the backward pass computes again."""
 
 NOT_MODEL_INPUTS = frozenset({"labels", "weights", "reference_logps", "length", "source"})
 """Columns of a batch that are for objectives or reports, not for the model."""

@@ -1,0 +1,64 @@
+"""The run's options as transformers' training arguments, with their traps taken out. Knows no model and no data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from transformers import TrainingArguments
+
+from llamafactory import env
+from llamafactory.config.run import RunConfig
+from llamafactory.errors import ConfigError
+from llamafactory.logs import notice
+
+_FIXED: dict[str, object] = {
+    "remove_unused_columns": False,  # would drop weights and position ids
+    "logging_nan_inf_filter": False,  # would log a NaN loss as the mean of earlier ones
+    "label_names": ["labels"],
+    "disable_tqdm": True,  # the progress line is ours
+    "train_sampling_strategy": "random",  # the order is ours
+}
+
+
+def build_training_arguments(config: RunConfig) -> TrainingArguments:
+    """Arguments for the trainer; without an accelerator the CPU is used. Raises ConfigError."""
+    known = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+    options = {name: value for name, value in config.training.to_hf_kwargs().items() if name in known}
+    options |= _FIXED
+    options.setdefault("report_to", "none")
+    if config.finetuning.pure_bf16:
+        options |= {"bf16": False, "fp16": False}
+    if config.finetuning.early_stopping_steps:
+        options.setdefault("metric_for_best_model", "loss")
+    if config.training.use_cpu or not torch.accelerator.is_available():
+        options |= _on_cpu(config)
+    if env.world_size() > 1:
+        options.setdefault("ddp_find_unused_parameters", False)
+    return _construct(options)
+
+
+def _on_cpu(config: RunConfig) -> dict[str, object]:
+    """Options of a run without accelerator. Raises ConfigError for number formats a CPU does not train in."""
+    if config.training.fp16:
+        raise ConfigError(
+            f"{config.place('fp16')}: fp16: true needs a GPU, and this run uses the CPU, where it would have no "
+            "effect; use bf16: true, or remove fp16"
+        )
+    if config.training.extra.get("tf32"):
+        raise ConfigError(f"{config.place('tf32')}: tf32: true needs a GPU, and this run uses the CPU; remove tf32")
+    options: dict[str, object] = {"use_cpu": True, "dataloader_pin_memory": False}
+    if env.world_size() > 1 and config.training.ddp_backend is None:
+        options["ddp_backend"] = "gloo"
+    return options
+
+
+def _construct(options: dict[str, object]) -> TrainingArguments:
+    try:
+        args = TrainingArguments(**options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the training options cannot be combined: {' '.join(str(error).split())}") from error
+    if args.n_gpu > 1:
+        notice(f"One process trains on one GPU: 1 of {args.n_gpu} is used; set FORCE_TORCHRUN=1 to use all of them")
+        args._n_gpu = 1
+    return args

@@ -1,0 +1,147 @@
+"""From a configuration, a model and data sets to a trainer that is ready to train.
+
+The only module of the room that puts the others together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+
+from llamafactory.config.run import RunConfig
+from llamafactory.data.batching import LengthGroupedSampler
+from llamafactory.data.collate import Collator
+from llamafactory.data.pipeline import Datasets
+from llamafactory.errors import ConfigError
+from llamafactory.objectives import Objective
+from llamafactory.optim import build_optimizer
+from llamafactory.parts import require
+from llamafactory.training.arguments import build_training_arguments
+from llamafactory.training.callbacks.early_stopping import EarlyStopping
+from llamafactory.training.callbacks.log_file import LogFile
+from llamafactory.training.callbacks.progress import ProgressLine
+from llamafactory.training.guard import NonFiniteGuard
+from llamafactory.training.isolation import check_isolation
+from llamafactory.training.reference import build_reference
+from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
+from llamafactory.training.scoring import TokenScorer
+from llamafactory.training.trainer import Trainer
+
+Layout = Literal["padded", "flat"]
+
+
+def build_trainer(
+    config: RunConfig,
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: Datasets,
+    objective: Objective,
+    save_weights: Callable[[Path], None] | None = None,
+) -> Trainer:
+    """Build the trainer; nothing is trained yet.
+
+    save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
+    out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
+    """
+    args = build_training_arguments(config)
+    evaluation = _evaluation_sets(config, datasets)
+    if config.finetuning.plot_loss:
+        require("matplotlib", "plot_loss: true", extra="plot")
+    layout = choose_layout(config, model)
+    if config.packs or layout == "flat":
+        check_isolation(model, flat=layout == "flat")
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=_collator(config, tokenizer, layout),
+        train_dataset=datasets.train,
+        eval_dataset=evaluation,
+        callbacks=_callbacks(config),
+        objective=objective,
+        scorer=TokenScorer(objective, build_reference(model) if objective.needs_reference else None),
+        order=training_order(config, args, datasets.train, layout),
+        guard=NonFiniteGuard(_describe(config, model, args)),
+        optimizer_factory=partial(build_optimizer, config=config, args=args),
+        save_weights=save_weights or _plain_saver(model, tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def choose_layout(config: RunConfig, model: PreTrainedModel | PeftModel) -> Layout:
+    """`batch_layout`; auto is flat where attention is a variable-length kernel (flash), padded elsewhere."""
+    wanted = config.data.batch_layout
+    if wanted != "auto":
+        return wanted
+    attention = str(getattr(model.config.get_text_config(), "_attn_implementation", ""))
+    return "flat" if "flash" in attention else "padded"
+
+
+def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, layout: Layout) -> EpochSampler | None:
+    """The order of examples: file order, like lengths together, or shuffled; None for a stream, which has its own."""
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return None
+    strategy = config.training.extra.get("train_sampling_strategy")
+    if config.finetuning.disable_shuffling or strategy == "sequential":
+        return FixedSampler(range(len(dataset)))
+    seed = config.training.seed if config.training.data_seed is None else config.training.data_seed
+    lengths_known = "length" in getattr(dataset, "column_names", ())
+    if lengths_known and layout == "padded" and not config.packs and strategy != "random":
+        global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroupedSampler(dataset["length"], global_batch_size, seed=seed)
+    return ShuffledSampler(len(dataset), seed)
+
+
+def _collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Collator:
+    return Collator(
+        pad_token_id=tokenizer.pad_token_id or 0,
+        layout=layout,
+        pad_to_multiple_of=8,
+        ignore_pad_token_for_loss=config.data.ignore_pad_token_for_loss,
+    )
+
+
+def _evaluation_sets(config: RunConfig, datasets: Datasets) -> Any:
+    """None, the only set, or the sets by name. Raises ConfigError when an evaluation is asked for without data."""
+    if not datasets.evals and config.training.eval_strategy != "no":
+        raise ConfigError(
+            f"{config.place('eval_strategy')}: eval_strategy: {config.training.eval_strategy} needs evaluation data, "
+            "and this run has none; set eval_dataset or val_size, or eval_strategy: no"
+        )
+    if config.finetuning.early_stopping_steps and config.training.eval_strategy == "no":
+        raise ConfigError(
+            f"{config.place('early_stopping_steps')}: early_stopping_steps counts evaluations, and eval_strategy is "
+            "no; set eval_strategy: steps or epoch"
+        )
+    if not datasets.evals:
+        return None
+    return dict(datasets.evals) if len(datasets.evals) > 1 else next(iter(datasets.evals.values()))
+
+
+def _callbacks(config: RunConfig) -> list[TrainerCallback]:
+    bar = False if config.training.disable_tqdm else None
+    found: list[TrainerCallback] = [LogFile(Path(str(config.training.output_dir))), ProgressLine(live=bar)]
+    if config.finetuning.early_stopping_steps:
+        found.append(EarlyStopping(config.finetuning.early_stopping_steps))
+    return found
+
+
+def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return save
+
+
+def _describe(config: RunConfig, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> str:
+    dtypes = {
+        str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters() if parameter.requires_grad
+    }
+    return f"trained weights {'/'.join(sorted(dtypes))}, precision {config.precision}, device {args.device}"

@@ -1,0 +1,32 @@
+"""One process of a group: trains on its share of every global batch and stores the log. Arguments: JSON options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tests.training.models import examples, tiny_model, with_lora
+from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
+
+
+def main(options: dict[str, object]) -> None:
+    torch.set_num_threads(1)
+    folder = Path(str(options.pop("folder")))
+    lora, resume = bool(options.pop("lora", False)), bool(options.pop("resume", False))
+    num_examples = int(str(options.pop("num_examples", len(UNEVEN))))
+    torch.manual_seed(0)
+    model = tiny_model()
+    model = with_lora(model, lora_dropout=0.1) if lora else model
+    rows = examples(UNEVEN[:num_examples])
+    trainer = make_trainer(run_config(folder, **options), model, train=rows, evals={"validation": examples(UNEVEN[:7])})
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate()
+    write_log(trainer, folder / "log.json")
+    if trainer.is_world_process_zero():
+        (folder / "eval.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
