@@ -193,6 +193,9 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert lines[0] == f"{path}: {len(lines) - 1} faults"
     for words in ("lora_rnak", "cutoff_len", "learning_rate", "fp16", "top_p", "lora_alpha", "model_name_or_path"):
         assert sum(f" {words}" in line or f"--{words}" in line for line in lines) >= 1, words
+    numbered = [int(part) for part in (line.split(":")[1] for line in lines[1:]) if part.isdigit()]
+    assert numbered == sorted(numbered) and len(numbered) >= 4
+    assert all("run.yaml:" in line for line in lines[1 : 1 + len(numbered)])
 
 
 def test_misspelt_key_silences_rules_about_the_meant_one() -> None:

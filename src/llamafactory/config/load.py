@@ -6,6 +6,7 @@ Orders the steps: read, translate old names, match keys, give types, build secti
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def load_config(source: Source, command: str = "train") -> RunConfig:
         if not draft.doubted.intersection(violation.keys):
             draft.problems.append(violation.sentence(config))
     if draft.problems:
-        raise ConfigError(_summary(draft.problems, file))
+        raise ConfigError(_summary(sorted(draft.problems, key=_line), file))
     return config
 
 
@@ -239,6 +240,12 @@ def _notices(draft: _Draft, config: RunConfig, file: Path | None) -> tuple[str, 
     if draft.ignored:
         lines.append(f"{name}: ignored because ALLOW_EXTRA_ARGS is set: {', '.join(draft.ignored)}")
     return (*lines, *ineffective(config))
+
+
+def _line(problem: str) -> int:
+    """Line number a fault begins with; faults of arguments and of the whole come after those of the file."""
+    found = re.match(r"\S+:(\d+): ", problem)
+    return int(found[1]) if found else 10**9
 
 
 def _summary(problems: list[str], file: Path | None) -> str:
