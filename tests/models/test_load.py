@@ -235,3 +235,8 @@ def test_nothing_to_train(load, model_dir: Path, tmp_path: Path) -> None:
         load(model_name_or_path=str(folder), finetuning_type="full", freeze_language_model=True)
     with pytest.raises(ConfigError, match="lora_target: no module is left that may learn"):
         load(model_name_or_path=str(folder), freeze_language_model=True)
+
+
+def test_an_adapter_needs_a_base_that_is_kept(load, model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="train_from_scratch: the random base of a LoRA adapter is not saved"):
+        load(model_name_or_path=str(model_dir), train_from_scratch=True)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llamafactory.config.artefact import read_run_folder
 from llamafactory.errors import ConfigError, ModelError
-from llamafactory.models.artefact import resolve_artefact
 from llamafactory.models.load import load_model
 from llamafactory.models.merge import merge_adapters, observe, verify_merge
 from llamafactory.models.save import save_model
@@ -139,9 +139,9 @@ def test_round_trip_with_new_tokens(
     kind = "special" if special else "normal"
     assert loaded.record.added_tokens == (("<new_a>", kind), ("<new_b>", kind))
 
-    info = resolve_artefact(adapter)
-    assert info.base_model == str(base)
-    config = make_config("export", model_name_or_path=info.base_model, adapter_name_or_path=info.adapters)
+    found = {item.key: item.value for item in read_run_folder(adapter, "export")}
+    assert found == {"model_name_or_path": str(base), "adapter_name_or_path": str(adapter)}
+    config = make_config("export", **found)
     fresh_bundle = load_tokenizer(config)
     assert len(fresh_bundle.tokenizer) == len(bundle.tokenizer)
     fresh = load_model(config, fresh_bundle, trainable=False, merge=False)

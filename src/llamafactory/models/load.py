@@ -130,6 +130,11 @@ def _refuse(config: RunConfig) -> None:
             f"adapter_name_or_path: adapters need finetuning_type: lora, got {config.finetuning.finetuning_type}; "
             "remove one of the two"
         )
+    if config.model.train_from_scratch and config.finetuning.finetuning_type == "lora":
+        raise ConfigError(
+            "train_from_scratch: the random base of a LoRA adapter is not saved, so the adapter could never be used; "
+            "set finetuning_type: full"
+        )
 
 
 def _earlier_record(config: RunConfig) -> BaseRecord | None:
