@@ -162,6 +162,11 @@ def test_train_refuses_before_it_imports_or_starts_anything(run_file: Path, word
     assert not (run_file.parent / "o").exists()
 
 
+def test_train_asks_the_launcher(run_file: Path) -> None:
+    found = run("train", str(run_file), cwd=run_file.parent, FORCE_TORCHRUN="1", NNODES="many", NPROC_PER_NODE="1")
+    assert found.returncode == 2 and "NNODES" in found.stderr and "Traceback" not in found.stderr
+
+
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def ending(error: BaseException | int) -> None:
         def command(words: list[str]) -> int:

@@ -25,7 +25,7 @@ def test_missing_part_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         refuse_unavailable(config, "train")
     assert str(caught.value) == (
-        f"{gap.key}: 'true' at {path}:5 is accepted, but this version cannot run {gap.part} yet; remove {gap.key}"
+        f"{gap.key}: true at {path}:5 is accepted, but this version cannot run {gap.part} yet; remove {gap.key}"
     )
 
 

@@ -72,6 +72,8 @@ def test_secrets_are_left_out_unless_asked_for() -> None:
     config = load_config({**BASE, "hf_hub_token": "hush", "hub_token": "hush", "swanlab_api_key": "hush"})
     assert "hush" not in str(config.to_yaml_dict())
     assert str(config.to_yaml_dict(redact=False)).count("hush") == 3
+    inner = load_config({**BASE, "vllm_config": {"api_key": "hush", "dtype": "auto", "x": [{"hub_token": "hush"}]}})
+    assert inner.to_yaml_dict()["vllm_config"] == {"dtype": "auto", "x": [{}]}
 
 
 def test_only_changed_holds_little() -> None:

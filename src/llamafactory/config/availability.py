@@ -64,7 +64,8 @@ def _gap(entry: Mapping[str, object]) -> Gap:
 
 def _sentence(gap: Gap, value: object, place: str | None) -> str:
     where = f" at {place}" if place else ""
-    missing = f"{gap.key}: {show(value)!r}{where} is accepted, but this version cannot run {gap.part} yet"
+    got = repr(value) if isinstance(value, str) else show(value)
+    missing = f"{gap.key}: {got}{where} is accepted, but this version cannot run {gap.part} yet"
     if not gap.values:
         return f"{missing}; remove {gap.key}"
     available = [show(choice) for choice in options()[gap.key].choices if choice not in gap.values]

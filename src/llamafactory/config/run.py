@@ -6,6 +6,7 @@ Knows the sections by name and the few answers that need two of them. Reads no f
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.config.sections.training import TrainingConfig
 from llamafactory.config.sections.vllm import VllmConfig
 from llamafactory.config.sections.vocab import VocabConfig
+
+_SECRET_KEY = re.compile(r"(^|[_-])(token|password|secret|api_?key|access_?key)$", re.IGNORECASE)
 
 Precision = Literal["fp32", "bf16", "fp16", "pure_bf16"]
 
@@ -122,7 +125,8 @@ class RunConfig:
     def to_yaml_dict(self, *, redact: bool = True, only_changed: bool = False) -> dict[str, object]:
         """The flat mapping that `load_config` turns into an equal config; plain YAML values only.
 
-        Holds the keys its command accepts. redact leaves out secrets. only_changed leaves out what equals its default.
+        Holds the keys its command accepts. redact leaves out secrets, also those inside mappings. only_changed leaves
+        out what equals its default.
         """
         flat: dict[str, object] = {}
         for section in self.sections().values():
@@ -147,14 +151,16 @@ def _flatten(section: Section, *, redact: bool, only_changed: bool) -> dict[str,
         if name == "extra" or (redact and isinstance(meta, dict) and meta["secret"]):
             continue
         if not only_changed or value != info.default:
-            flat[name] = _plain(value)
-    flat.update({key: _plain(value) for key, value in getattr(section, "extra", {}).items()})
-    return flat
+            flat[name] = plain(value, redact=redact)
+    passed_on = getattr(section, "extra", {})
+    return flat | {key: plain(value, redact=redact) for key, value in passed_on.items()}
 
 
-def _plain(value: object) -> object:
+def plain(value: object, *, redact: bool) -> object:
+    """The value in lists, dicts and plain values; redact leaves out inner keys that name a secret."""
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item, redact=redact) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        kept = {str(key): item for key, item in value.items() if not (redact and _SECRET_KEY.search(str(key)))}
+        return {key: plain(item, redact=redact) for key, item in kept.items()}
     return value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from llamafactory.config.catalog import options
-from llamafactory.config.run import RunConfig
+from llamafactory.config.run import RunConfig, plain
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ def value_of(config: RunConfig, key: str) -> object:
 
 
 def show(value: object) -> str:
-    """A value as it is written in YAML; absent and empty values in words."""
+    """A value as it is written in YAML, without secrets; absent and empty values in words."""
     if value is None or value == ():
         return "(not set)"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
         return ",".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return json.dumps(plain(value, redact=True))
     return f"{value:g}" if isinstance(value, float) else str(value)
