@@ -13,10 +13,17 @@ from llamafactory.errors import CheckpointError, ConfigError, DataError
 from llamafactory.recipes.train import run_train
 
 ROWS = [
-    {"instruction": f"Say the number {index}.", "input": "", "output": f"The number is {index}." + " Yes." * (index % 5)}
+    {
+        "instruction": f"Say the number {index}.",
+        "input": "",
+        "output": f"The number is {index}." + " Yes." * (index % 5),
+    }
     for index in range(24)
 ]
-REGISTRY = {"numbers": {"file_name": "numbers.json"}, "story": {"file_name": "story.txt", "columns": {"prompt": "text"}}}
+REGISTRY = {
+    "numbers": {"file_name": "numbers.json"},
+    "story": {"file_name": "story.txt", "columns": {"prompt": "text"}},
+}
 
 
 @pytest.fixture
@@ -24,7 +31,9 @@ def data_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "numbers.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    (folder / "story.txt").write_text("\n".join(f"Line {index} of a long story." for index in range(40)), encoding="utf-8")
+    (folder / "story.txt").write_text(
+        "\n".join(f"Line {index} of a long story." for index in range(40)), encoding="utf-8"
+    )
     (folder / "dataset_info.json").write_text(json.dumps(REGISTRY), encoding="utf-8")
     return folder
 
@@ -79,7 +88,13 @@ def test_full_and_freeze_runs_save_a_whole_model(options: dict[str, object], fin
 
 def test_pretraining_packs_text_and_learns(options: dict[str, object]) -> None:
     first = run_train(options | {"stage": "pt", "finetuning_type": "full", "dataset": "story", "max_steps": 1})
-    again = {"stage": "pt", "finetuning_type": "full", "dataset": "story", "max_steps": 20, "overwrite_output_dir": True}
+    again = {
+        "stage": "pt",
+        "finetuning_type": "full",
+        "dataset": "story",
+        "max_steps": 20,
+        "overwrite_output_dir": True,
+    }
     assert run_train(options | again)["train_loss"] < first["train_loss"]
 
 
@@ -118,9 +133,7 @@ def test_asking_to_resume_without_a_checkpoint_says_so(options: dict[str, object
         run_train(options | {"resume_from_checkpoint": "nowhere/checkpoint-5"})
 
 
-def test_bad_data_stops_before_the_model_is_read_and_is_recorded(
-    options: dict[str, object], data_dir: Path
-) -> None:
+def test_bad_data_stops_before_the_model_is_read_and_is_recorded(options: dict[str, object], data_dir: Path) -> None:
     (data_dir / "numbers.json").write_text(json.dumps([*ROWS, {"instruction": "x", "output": 7}]), encoding="utf-8")
     with pytest.raises(DataError, match=r"numbers\.json.*25"):
         run_train(options)

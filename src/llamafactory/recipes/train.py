@@ -31,7 +31,7 @@ from llamafactory.training.trainer import Trainer
 
 logger = get_logger(__name__)
 
-PLOTTED = ("loss", "eval_loss", "eval_accuracy")
+PLOTTED = ("eval_loss", "eval_accuracy")
 
 
 def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str, float]:
@@ -128,7 +128,9 @@ def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -
     folder = Path(trainer.args.output_dir)
     if config.training.do_train:
         if config.finetuning.plot_loss:
-            for plot in plot_history(trainer.state.log_history, folder, PLOTTED):
+            history = trainer.state.log_history
+            logged = [key for key in PLOTTED if any(key in entry for entry in history)]
+            for plot in plot_history(history, folder, ["loss", *logged]):
                 logger.info("Wrote %s", plot)
         write_model_card(folder, config, metrics, config.data.dataset)
     if config.training.push_to_hub:
