@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
@@ -98,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
     except LlamaFactoryError as error:
         failure.record(None, error)
         return failure.USER_ERROR_CODE
+    except SignalException as error:
+        return 128 + error.sigval
     except ChildFailedError as error:
         failed = ", ".join(f"rank {rank} (exit code {one.exitcode})" for rank, one in error.failures.items())
         sys.stderr.write(f"Ended: {failed}\n")

@@ -42,9 +42,8 @@ class LaunchPlan:
 
     def __str__(self) -> str:
         nodes = f"{self.min_nodes}-{self.max_nodes}" if self.min_nodes != self.max_nodes else str(self.max_nodes)
-        return (
-            f"{self.processes_per_node} process(es) per node on {nodes} node(s), meeting at {self.address}:{self.port}"
-        )
+        where = f"{self.address}:{self.port}" if self.port else f"{self.address}, a free port"
+        return f"{self.processes_per_node} process(es) per node on {nodes} node(s), meeting at {where}"
 
 
 def read_plan(environ: Mapping[str, str], *, count_devices: Callable[[], int]) -> LaunchPlan | None:

@@ -5,6 +5,7 @@ Knows no rank arithmetic: the launcher has put the process's place in the group 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
         from llamafactory.recipes.train import run_train
 
         run_train(load_config(list(argv), command="train"))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception as error:
         # The launcher prints the first report of the group last; a second copy here would only hide it.
         failure.record(None, error)
