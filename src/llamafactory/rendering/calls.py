@@ -96,12 +96,14 @@ def read_tools(text: str, source: str) -> list[Schema]:
     if not text.strip():
         return []
     value = read_whole_json(text)
-    tools = value if isinstance(value, list) else [value]
-    for tool in tools:
-        if not isinstance(tool, Mapping) or not isinstance(unwrap(tool).get("name"), str):
+    tools: list[Schema] = []
+    for tool in value if isinstance(value, list) else [value]:
+        if isinstance(tool, Mapping) and isinstance(unwrap(tool).get("name"), str):
+            tools.append(tool)
+        else:
             raise DataError(
                 f"{source or 'conversation'}: tools must be a JSON list of function schemas, each with a name, got "
-                f"{_short(text)}; the model is told about tools in its own format, so they must be readable; fix the row"
+                f"{_short(text)}; the model is told about tools in its own format, so they must be readable"
             )
     return tools
 

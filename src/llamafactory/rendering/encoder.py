@@ -66,6 +66,7 @@ class TextEncoder:
         self.eats_left = frozenset(token_id for token_id, token in added.items() if token.lstrip)
         self.eats_right = frozenset(token_id for token_id, token in added.items() if token.rstrip)
         self._markup = _any_of(self._names.values())
+        self._controls = _any_of(token.content for token in added.values() if token.special)
         self._inline = self._inline_pattern(added, read_controls)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -118,6 +119,14 @@ class TextEncoder:
             if len(self._splits) < _MAX_REMEMBERED:
                 self._splits[text] = found
         return found
+
+    def split_controls(self, text: str) -> tuple[str | int, ...]:
+        """As `split`, for text that is not worth remembering, and for special tokens alone."""
+        return self._cut(text, self._controls)
+
+    def holds_control(self, text: str) -> bool:
+        """True when a special token is spelled in `text`."""
+        return self._controls is not None and self._controls.search(text) is not None
 
     def split_data(self, text: str) -> Sequence[str | int]:
         """Cut message text where tokens inside it must be looked up here; usually the text itself."""
@@ -231,7 +240,7 @@ def _take_prepend(spec: dict[str, Any]) -> PrefixRule:
 
 
 def _take_metaspace(spec: dict[str, Any]) -> PrefixRule:
-    first = next(iter(_steps(spec["pre_tokenizer"], "pretokenizers")), {"type": ""})
+    first: dict[str, Any] = next(iter(_steps(spec["pre_tokenizer"], "pretokenizers")), {"type": ""})
     if first["type"] != "Metaspace" or first["prepend_scheme"] == "never":
         return PrefixRule()
     places = _EACH if first["prepend_scheme"] == "always" else frozenset[Place]({"start"})
@@ -240,7 +249,7 @@ def _take_metaspace(spec: dict[str, Any]) -> PrefixRule:
 
 
 def _take_prefix_space(spec: dict[str, Any]) -> PrefixRule:
-    first = next(iter(_steps(spec["pre_tokenizer"], "pretokenizers")), {"type": ""})
+    first: dict[str, Any] = next(iter(_steps(spec["pre_tokenizer"], "pretokenizers")), {"type": ""})
     if first["type"] != "ByteLevel" or not first["add_prefix_space"]:
         return PrefixRule()
     first["add_prefix_space"] = False

@@ -14,7 +14,6 @@ from llamafactory.rendering.encoder import Place, TextEncoder
 from llamafactory.rendering.markup import Markup
 from llamafactory.rendering.tokens import Piece, Turn
 
-
 Span = tuple[str, float, bool]
 """Text, its loss weight, and whether it is template text, not to be cut."""
 

@@ -31,3 +31,19 @@ def join_fragments(groups: Iterable[Fragments], separator: str) -> Fragments:
 def plain(fragments: Iterable[str]) -> str:
     """The text of fragments, whatever their kind."""
     return "".join(fragments)
+
+
+def quote(text: str) -> str:
+    """`text` as a string literal of Jinja."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+CALL_JINJA = "{%- for item in calls -%}{%- set call = item.function if item.function is defined else item -%}"
+"""Begins a loop over tool calls, whether or not they stand inside `function`."""
+
+ARGUMENTS_JINJA = "(call.arguments if call.arguments is string else call.arguments | tojson)"
+"""A call's arguments as JSON text."""
+
+WRAPPED_JINJA = "(tool if tool.function is defined else {'type': 'function', 'function': tool})"
+BARE_JINJA = "(tool.function if tool.function is defined else tool)"
+"""A tool's schema with and without `{"type": "function", ...}` around it."""

@@ -16,8 +16,8 @@ from llamafactory.rendering.records import TRAINED_ROLES, Conversation, Message
 class Mode:
     """How one conversation is written.
 
-    train_on_prompt: prompts are learnt too. mask_history: only the last answer is. single_turn: the record is one prompt
-    with one answer, however many messages the prompt has. generation: the conversation ends with an open answer.
+    train_on_prompt: prompts are learnt too. mask_history: only the last answer is. single_turn: the record is one
+    prompt with one answer, however many messages the prompt has. generation: the conversation ends with an open answer.
     """
 
     train_on_prompt: bool = False
@@ -76,8 +76,13 @@ def exchanges(conversation: Conversation, *, open_end: bool) -> Iterator[Exchang
         yield Exchange(number, tuple(prompts), None, last=True)
 
 
+def place_of(conversation: Conversation) -> str:
+    """Where a conversation comes from, for messages."""
+    return conversation.source or "conversation"
+
+
 def _out_of_order(conversation: Conversation, index: int, reason: str) -> DataError:
-    place = conversation.source or "conversation"
+    place = place_of(conversation)
     if not conversation.messages:
         return DataError(f"{place}: the conversation has no messages; at least one user message is needed")
     return DataError(

@@ -19,9 +19,11 @@ from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
 from llamafactory.rendering.calls import ToolCall
 from llamafactory.rendering.encoder import TextEncoder
+from llamafactory.rendering.from_tokenizer import TokenizerDialect
 from llamafactory.rendering.layout import Draft, Layout, Segment, to_turns
 from llamafactory.rendering.mode import Mode
 from llamafactory.rendering.records import Conversation, Feedback, Message, Preference, Prompt, Record, Text
+from llamafactory.rendering.sandbox import ChatTemplate
 from llamafactory.rendering.slots import SlotDialect, first_control_after_content
 from llamafactory.rendering.template import Template, get_template
 from llamafactory.rendering.thinking import ThinkingMode
@@ -68,8 +70,8 @@ class Dialect(Protocol):
         """The chat template that renders the same text."""
         ...
 
-    def to_ollama(self) -> str:
-        """The Ollama template that renders the same text for system, user and assistant messages."""
+    def to_ollama(self, *, writes_bos: bool) -> str:
+        """The Ollama template for system, user and assistant messages."""
         ...
 
 
@@ -77,7 +79,7 @@ class Dialect(Protocol):
 class Renderer:
     """Turns records into tokens. Build it with `build_renderer`.
 
-    stop_words: the texts of `stop_ids`, in the same order. changes: what was changed in the tokenizer. text_frame: ids
+    stop_ids: tokens that end an answer. changes: what was changed in the tokenizer. text_frame: ids
     before and behind plain text. fingerprint: changes whenever the same records would render to other tokens.
     """
 
@@ -86,10 +88,14 @@ class Renderer:
     encoder: TextEncoder
     tool_format: ToolFormat
     stop_ids: tuple[int, ...]
-    stop_words: tuple[str, ...]
     changes: TokenizerChanges
     text_frame: tuple[tuple[int, ...], tuple[int, ...]]
     fingerprint: str
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """The texts of `stop_ids`."""
+        return tuple(map(self.encoder.token_text, self.stop_ids))
 
     def render(
         self, conversation: Conversation, *, train_on_prompt: bool = False, mask_history: bool = False
@@ -130,8 +136,11 @@ class Renderer:
         return self.dialect.to_jinja()
 
     def to_ollama(self) -> str:
-        """A template for an Ollama Modelfile."""
-        return self.dialect.to_ollama()
+        """A Go template for an Ollama Modelfile, whitespace exact; `stop_words` are its stop parameters.
+
+        The begin token is left out where the tokenizer writes it by itself, as Ollama then does.
+        """
+        return self.dialect.to_ollama(writes_bos=bool(self.text_frame[0]))
 
     def _to_turns(self, drafts: Sequence[Sequence[Draft]]) -> list[list[Turn]]:
         return to_turns(drafts, self.encoder, self.encoder.special_id("eos"))
@@ -217,14 +226,10 @@ def build_renderer(
     Raises ConfigError when the template is unknown or does not fit the tokenizer.
     """
     if config.template is None and tokenizer.chat_template:
-        raise NotImplementedError
+        return _own_renderer(tokenizer, config, read_controls=split_special_tokens is False)
     if config.template is None:
         notice("template: neither the run nor the tokenizer names one, so messages are joined as they are ('empty')")
-    template = get_template(config.template or "empty")
-    if config.default_system is not None:
-        template = replace(template, default_system=config.default_system)
-    if config.tool_format is not None:
-        template = replace(template, tool_format=config.tool_format)
+    template = _configured(get_template(config.template or "empty"), config)
     changes = fix_tokenizer(tokenizer, template)
     encoder = TextEncoder(tokenizer, read_controls=split_special_tokens is False)
     stop_ids = _stop_ids(template, encoder)
@@ -234,18 +239,65 @@ def build_renderer(
     dialect = SlotDialect(
         template, encoder, tool_format=tool_format, thinking=thinking, date=date, stop_ids=frozenset(stop_ids)
     )
-    identity = repr((template, thinking, date, split_special_tokens is False, stop_ids))
     return Renderer(
         name=template.name,
         dialect=dialect,
         encoder=encoder,
         tool_format=tool_format,
         stop_ids=stop_ids,
-        stop_words=tuple(map(encoder.token_text, stop_ids)),
         changes=changes,
-        text_frame=_text_frame(tokenizer, template, encoder),
-        fingerprint=hashlib.sha256((identity + encoder.fingerprint).encode()).hexdigest(),
+        text_frame=_text_frame(tokenizer, encoder, template.text_end),
+        fingerprint=_fingerprint(encoder, (template, thinking, date, stop_ids)),
     )
+
+
+def _own_renderer(tokenizer: PreTrainedTokenizerBase, config: TemplateOptions, *, read_controls: bool) -> Renderer:
+    """The renderer of a tokenizer's own chat template."""
+    if not isinstance(tokenizer.chat_template, str):
+        raise ConfigError(
+            "template: the tokenizer brings several chat templates, so its own cannot be used without a choice; name a "
+            "built-in template with `template: ...`"
+        )
+    changes = fix_tokenizer(tokenizer, get_template("empty"))
+    encoder = TextEncoder(tokenizer, read_controls=read_controls)
+    source = ChatTemplate(tokenizer.chat_template, date=spell_date(config.template_date))
+    variables: dict[str, object] = dict(tokenizer.special_tokens_map)
+    if config.enable_thinking is not None:
+        variables["enable_thinking"] = config.enable_thinking
+    dialect = TokenizerDialect(source, encoder, variables=variables, default_system=config.default_system or "")
+    eos = encoder.special_id("eos")
+    stop_ids = tuple(dict.fromkeys((*(() if eos is None else (eos,)), *dialect.stop_ids)))
+    return Renderer(
+        name="tokenizer",
+        dialect=dialect,
+        encoder=encoder,
+        tool_format=load_tool_format(config.tool_format or _likely_tool_format(tokenizer.chat_template)),
+        stop_ids=stop_ids,
+        changes=changes,
+        text_frame=_text_frame(tokenizer, encoder, ""),
+        fingerprint=_fingerprint(
+            encoder, (source.source, source.date, sorted(variables.items()), config.default_system)
+        ),
+    )
+
+
+def _configured(template: Template, config: TemplateOptions) -> Template:
+    """The template with the run's own system prompt and tool format; the template itself stays as it is."""
+    if config.default_system is not None:
+        template = replace(template, default_system=config.default_system)
+    if config.tool_format is not None:
+        template = replace(template, tool_format=config.tool_format)
+    return template
+
+
+def _likely_tool_format(source: str) -> str:
+    """The format whose calls a chat template writes, told by its marks; for reading calls only."""
+    marks = {"<tool_call>": "qwen", "[TOOL_CALLS]": "mistral", '"parameters": ': "llama3"}
+    return next((name for mark, name in marks.items() if mark in source), "default")
+
+
+def _fingerprint(encoder: TextEncoder, identity: object) -> str:
+    return hashlib.sha256((repr(identity) + encoder.fingerprint).encode()).hexdigest()
 
 
 def spell_date(date: str | None) -> str:
@@ -273,9 +325,10 @@ def _stop_ids(template: Template, encoder: TextEncoder) -> tuple[int, ...]:
 
 
 def _text_frame(
-    tokenizer: PreTrainedTokenizerBase, template: Template, encoder: TextEncoder
+    tokenizer: PreTrainedTokenizerBase, encoder: TextEncoder, end: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What stands before and behind plain text: the begin token if the tokenizer writes one, and an end token."""
-    bos, eos = encoder.special_id("bos"), encoder.find_token(template.text_end) or encoder.special_id("eos")
+    bos, eos = encoder.special_id("bos"), encoder.special_id("eos")
+    eos = encoder.find_token(end) if encoder.find_token(end) is not None else eos
     written = list(tokenizer("a")["input_ids"][:1])
     return (bos,) if bos is not None and written == [bos] else (), () if eos is None else (eos,)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from llamafactory.rendering.calls import read_function_message, read_tools
 from llamafactory.rendering.encoder import TextEncoder
+from llamafactory.rendering.jinja import ToolTexts, chat_template
 from llamafactory.rendering.layout import Layout
 from llamafactory.rendering.markup import Fragments, Markup
 from llamafactory.rendering.mode import Exchange, Mode, exchanges
+from llamafactory.rendering.ollama import Frame, ollama_template
 from llamafactory.rendering.records import Conversation, Message
-from llamafactory.rendering.template import CONTENT, Part, Placeholder, Slot, Special, Template, Token
+from llamafactory.rendering.template import BOS, CONTENT, Part, Placeholder, Slot, Special, Template, Token
 from llamafactory.rendering.thinking import ThinkingMode, ThoughtRule, split_thought
 from llamafactory.rendering.tools import ToolFormat
 
@@ -52,6 +54,7 @@ class SlotDialect:
         stop_ids: frozenset[int],
     ) -> None:
         self.template = template
+        self._encoder = encoder
         self._tool_format = tool_format
         self._thinking = thinking
         self._date = date
@@ -96,6 +99,36 @@ class SlotDialect:
         slot, fragments = self._answer(other, conversation, drop=rule.drop, empty=empty)
         self._write_target(layout, slot, fragments, weight=1.0, tail=0.0)
         layout.finish()
+
+    def to_jinja(self) -> str:
+        """The chat template that renders the same text."""
+        texts = ToolTexts(self._tool_format.TOOLS_JINJA, self._tool_format.CALLS_JINJA)
+        stops = (self._assistant.stops, self._function.stops)
+        return chat_template(self.template, texts, thinking=self._thinking, date=self._date, stops=stops)
+
+    def to_ollama(self, *, writes_bos: bool) -> str:
+        """The Ollama template that renders the same text for system, user, assistant and tool messages."""
+        template = self.template
+        bos = self._spell((BOS,))
+        frame = Frame(
+            prefix=self._spell(template.prefix),
+            system=self._around(template.system),
+            merged=template.system_style == "merged",
+            user=self._around(template.user),
+            tool=self._around(template.observation or template.user),
+            generation=self._spell(template.generation),
+            answer=self._around(template.assistant),
+            default_system=template.default_system,
+            empty_thought=template.no_thought if template.reasoning and not self._thinking.enable else "",
+        )
+        return ollama_template(frame, bos=bos, writes_bos=writes_bos)
+
+    def _around(self, slot: Slot) -> tuple[str, str]:
+        at = slot.index(CONTENT)
+        return self._spell(slot[:at]), self._spell(slot[at + 1 :])
+
+    def _spell(self, slot: Slot) -> str:
+        return "".join(_spell(part, self._encoder) for part in slot)
 
     def _system_writer(self, layout: Layout, conversation: Conversation, weight: float) -> Writer | None:
         system = conversation.system or self.template.default_system
@@ -244,15 +277,24 @@ def _look_up(part: Part, encoder: TextEncoder, name: str) -> Sequence[Raw]:
     return (part,)
 
 
+def _spell(part: Part, encoder: TextEncoder) -> str:
+    """How a part that is no message is written."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Special):
+        token = encoder.special_id(part.name)
+        return "" if token is None else encoder.token_text(token)
+    return part.text if isinstance(part, Token) else ""
+
+
 def _fold(raw: Sequence[Raw], encoder: TextEncoder, *, closed: bool) -> Ops:
     """Join control tokens, and the text that stands between two of them, into runs of ids."""
     folded: list[Op] = []
     run: tuple[int, ...] = ()
     spelling = ""
     for index, op in enumerate(raw):
-        before = raw[index - 1] if index else None
-        after = raw[index + 1] if index + 1 < len(raw) else None
-        enclosed = isinstance(before, int) and (isinstance(after, int) or (closed and after is None))
+        before, after = _control_at(raw, index - 1), _control_at(raw, index + 1)
+        enclosed = before is not None and (after is not None or (closed and index + 1 == len(raw)))
         if isinstance(op, int):
             run, spelling = (*run, op), spelling + encoder.token_text(op)
         elif isinstance(op, str) and enclosed:
@@ -263,6 +305,11 @@ def _fold(raw: Sequence[Raw], encoder: TextEncoder, *, closed: bool) -> Ops:
             run, spelling = (), ""
     encoder.remember_spelling(run, spelling)
     return (*folded, run) if run else tuple(folded)
+
+
+def _control_at(raw: Sequence[Raw], index: int) -> int | None:
+    op = raw[index] if 0 <= index < len(raw) else None
+    return op if isinstance(op, int) else None
 
 
 def _answer_slot(slot: Slot, encoder: TextEncoder, name: str, stop_ids: frozenset[int]) -> AnswerSlot:

@@ -51,7 +51,7 @@ THINK = ("<think>\n", "\n</think>\n\n")
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Names of the placeholder tokens of each modality; empty where a template has none. processor: who expands them."""
+    """Placeholder tokens of each modality, empty where a template has none, and the name of what expands them."""
 
     processor: str = ""
     image: str = ""

@@ -15,9 +15,9 @@ IGNORE_INDEX = -100
 class Piece:
     """A run of tokens that share a loss weight.
 
-    control: part of the template (role headers, stop tokens, media runs), which truncation must keep whole or drop whole.
-    weight: 0.0 means not supervised. labels: what is learnt in place of `ids`, on control pieces of templates whose answers
-    carry no stop token (the first token of the next prompt then teaches the end token); None means the ids themselves.
+    control: part of the template (role headers, stop tokens, media runs), which truncation keeps whole or drops whole.
+    weight: 0.0 means not supervised. labels: what is learnt in place of `ids`, on control pieces of templates whose
+    answers carry no stop token (the first token of the next prompt then teaches the end token); None means the ids.
     """
 
     ids: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Tool formats: how tools are described to a model, how it calls them, how its calls are read back. One file each.
 
-A file defines `render_tools`, `render_calls` and `parse_calls`, and, for exported chat templates, `TOOLS_JINJA` (writes the
-text for `tools`) and `CALLS_JINJA` (writes the text for `calls`, each with `name` and `arguments`).
+A file defines `render_tools`, `render_calls` and `parse_calls`, and, for exported chat templates, `TOOLS_JINJA` (writes
+the text for `tools`, may use `date_string`) and `CALLS_JINJA` (writes the text for `calls`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from llamafactory.parts import Family
 from llamafactory.rendering.calls import Schema, ToolCall
 from llamafactory.rendering.markup import Fragments
 
-FORMATS = Family("tool_format", "llamafactory.rendering.tools", ("render_tools", "render_calls", "parse_calls"))
+FORMATS = Family(
+    "tool_format",
+    "llamafactory.rendering.tools",
+    ("render_tools", "render_calls", "parse_calls", "TOOLS_JINJA", "CALLS_JINJA"),
+)
 
 
 class ToolFormat(Protocol):
     """One tool format; each file of this package is one."""
+
+    TOOLS_JINJA: str
+    CALLS_JINJA: str
 
     def render_tools(self, tools: Sequence[Schema], date: str) -> Fragments:
         """Describe tools to the model, to follow the system prompt. date: today, as the format writes it."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llamafactory.rendering.calls import Schema, ToolCall, name_of, read_json, skip_blanks, unwrap
-from llamafactory.rendering.markup import Fragments, Markup, join_fragments
+from llamafactory.rendering.markup import (
+    ARGUMENTS_JINJA,
+    BARE_JINJA,
+    CALL_JINJA,
+    Fragments,
+    Markup,
+    join_fragments,
+    quote,
+)
 
 HEAD = "You have access to the following tools:\n"
 TAIL = (
@@ -14,6 +22,28 @@ TAIL = (
     '(e.g. ```{{"input": "hello world", "num_beams": 5}}```)\n```\n'
 )
 ACTION, INPUT = "Action:", "Action Input:"
+
+_ARGUMENT_JINJA = (
+    "{{- '  - ' ~ name ~ ' (' ~ (value.type or '') ~ (', required' if name in required else '') ~ '): '"
+    " ~ (value.description or '') -}}"
+    "{%- if value.enum -%}{{- ', should be one of [' ~ value.enum | join(', ') ~ ']' -}}{%- endif -%}"
+    "{%- set items = value.get('items') -%}"
+    "{%- if items -%}{{- ', where each item should be ' ~ (items.type or '') -}}{%- endif -%}"
+    "{{- '\\n' -}}"
+)
+TOOLS_JINJA = (
+    "{{- " + quote(HEAD) + " -}}{%- set named = namespace(names='') -%}{%- for tool in tools -%}{%- set schema = "
+    + BARE_JINJA + " -%}{%- set named.names = named.names ~ ('' if loop.first else ', ') ~ schema.name -%}"
+    "{{- '> Tool Name: ' ~ schema.name ~ '\\nTool Description: ' ~ (schema.description or '') ~ '\\nTool Args:\\n' -}}"
+    "{%- set parameters = schema.parameters or {} -%}{%- set required = parameters.required or [] -%}"
+    "{%- set properties = parameters.properties or {} -%}"
+    "{%- for name in properties -%}{%- set value = properties[name] -%}" + _ARGUMENT_JINJA + "{%- endfor -%}"
+    "{{- '\\n' -}}{%- endfor -%}{{- " + quote(TAIL.format(names="\x00")).replace("\x00", "' ~ named.names ~ '") + " -}}"
+)  # fmt: skip
+CALLS_JINJA = (
+    CALL_JINJA + "{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}{{- "
+    + quote(f"{ACTION} ") + " ~ call.name ~ " + quote(f"\n{INPUT} ") + " ~ " + ARGUMENTS_JINJA + " -}}{%- endfor -%}"
+)  # fmt: skip
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:

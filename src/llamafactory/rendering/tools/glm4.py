@@ -9,7 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 from llamafactory.rendering.calls import Schema, ToolCall, dump, name_of, read_json, skip_blanks, unwrap
-from llamafactory.rendering.markup import Fragments, Markup, join_fragments
+from llamafactory.rendering.markup import (
+    ARGUMENTS_JINJA,
+    BARE_JINJA,
+    CALL_JINJA,
+    Fragments,
+    Markup,
+    join_fragments,
+    quote,
+)
 
 HEAD = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
@@ -19,6 +27,15 @@ TAIL = "\n在调用上述函数时，请使用 Json 格式表示调用的参数�
 NEXT = "<|assistant|>"
 
 _NAME = re.compile(r"[\w.\-]+")
+
+TOOLS_JINJA = (
+    "{{- " + quote(HEAD) + " -}}{%- for tool in tools -%}{%- set schema = " + BARE_JINJA
+    + " -%}{{- '\\n\\n## ' ~ schema.name ~ '\\n\\n' ~ schema | tojson(indent=4) ~ " + quote(TAIL) + " -}}{%- endfor -%}"
+)  # fmt: skip
+CALLS_JINJA = (
+    CALL_JINJA + "{%- if not loop.first -%}{{- " + quote(NEXT) + " -}}{%- endif -%}{{- call.name ~ '\\n' ~ "
+    + ARGUMENTS_JINJA + " -}}{%- endfor -%}"
+)  # fmt: skip
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:

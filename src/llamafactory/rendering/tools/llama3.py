@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamafactory.rendering.calls import Schema, ToolCall, dump, read_whole_json, to_calls, wrap
-from llamafactory.rendering.markup import Fragments, Markup
+from llamafactory.rendering.markup import ARGUMENTS_JINJA, CALL_JINJA, WRAPPED_JINJA, Fragments, Markup, quote
 
 HEAD = "Cutting Knowledge Date: December 2023\nToday Date: "
 BODY = (
@@ -14,6 +14,17 @@ BODY = (
     "Do not use variables.\n\n"
 )
 PYTHON_TAG = "<|python_tag|>"
+
+TOOLS_JINJA = (
+    "{{- " + quote(HEAD) + " ~ date_string ~ " + quote(BODY) + " -}}{%- for tool in tools -%}{{- " + WRAPPED_JINJA
+    + " | tojson(indent=4) ~ '\\n\\n' -}}{%- endfor -%}"
+)  # fmt: skip
+CALLS_JINJA = (
+    "{%- if calls | length > 1 -%}{{- '[' -}}{%- endif -%}" + CALL_JINJA
+    + "{{- '{\"name\": ' ~ call.name | tojson ~ ', \"parameters\": ' ~ " + ARGUMENTS_JINJA
+    + " ~ '}' -}}{%- if not loop.last -%}{{- ', ' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if calls | length > 1 -%}{{- ']' -}}{%- endif -%}"
+)  # fmt: skip
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:

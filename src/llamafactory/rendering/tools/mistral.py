@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamafactory.rendering.calls import Schema, ToolCall, between, dump, read_whole_json, to_calls, wrap
-from llamafactory.rendering.markup import Fragments
+from llamafactory.rendering.markup import ARGUMENTS_JINJA, CALL_JINJA, WRAPPED_JINJA, Fragments, quote
 
 HEAD, TAIL = "[AVAILABLE_TOOLS] ", "[/AVAILABLE_TOOLS]"
 CALLS_TAG = "[TOOL_CALLS]"
+
+TOOLS_JINJA = (
+    "{{- " + quote(HEAD + "[") + " -}}{%- for tool in tools -%}{{- " + WRAPPED_JINJA
+    + " | tojson -}}{%- if not loop.last -%}{{- ', ' -}}{%- endif -%}{%- endfor -%}{{- " + quote("]" + TAIL) + " -}}"
+)  # fmt: skip
+CALLS_JINJA = (
+    "{{- '[' -}}" + CALL_JINJA + "{{- '{\"name\": ' ~ call.name | tojson ~ ', \"arguments\": ' ~ " + ARGUMENTS_JINJA
+    + " ~ '}' -}}{%- if not loop.last -%}{{- ', ' -}}{%- endif -%}{%- endfor -%}{{- ']' -}}"
+)  # fmt: skip
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamafactory.rendering.calls import Schema, ToolCall, begins, between, dump, json_lines, read_json, to_call
-from llamafactory.rendering.markup import Fragments, Markup, join_fragments
+from llamafactory.rendering.markup import (
+    ARGUMENTS_JINJA,
+    CALL_JINJA,
+    WRAPPED_JINJA,
+    Fragments,
+    Markup,
+    join_fragments,
+    quote,
+)
 
 HEAD = (
     "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -17,6 +25,16 @@ TAIL = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+TOOLS_JINJA = (
+    "{{- " + quote(HEAD) + " -}}{%- for tool in tools -%}{{- '\\n' ~ "
+    + WRAPPED_JINJA + " | tojson -}}{%- endfor -%}{{- " + quote(TAIL) + " -}}"
+)  # fmt: skip
+CALLS_JINJA = (
+    CALL_JINJA + "{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}{{- "
+    + quote(f'{OPEN}\n{{"name": ') + " ~ call.name | tojson ~ ', \"arguments\": ' ~ " + ARGUMENTS_JINJA
+    + " ~ " + quote(f"}}\n{CLOSE}") + " -}}{%- endfor -%}"
+)  # fmt: skip
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:

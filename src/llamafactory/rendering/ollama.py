@@ -1,0 +1,102 @@
+"""Ollama templates: a chat template's texts around messages, written in Go's template language.
+
+Whitespace is exact: no trim markers, every text stands as it is. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+Around = tuple[str, str]
+"""Text before and behind a message."""
+
+_LAST = "{{ if eq (len (slice $.Messages $i)) 1 }}"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The texts around messages.
+
+    prefix: before everything. system: around the system prompt, or None when the template takes none; `merged` puts it
+    in front of the first user text, `prefix_in_system` means its text begins with the prefix already. generation opens
+    an answer, empty_thought follows it where an answer is to be made. default_system: used when there is none.
+    """
+
+    user: Around
+    answer: Around
+    generation: str = ""
+    prefix: str = ""
+    system: Around | None = None
+    tool: Around | None = None
+    default_system: str = ""
+    merged: bool = False
+    prefix_in_system: bool = False
+    empty_thought: str = ""
+
+
+def ollama_template(frame: Frame, *, bos: str, writes_bos: bool) -> str:
+    """The Go template of a Modelfile. writes_bos: the tokenizer puts the begin token `bos` first by itself."""
+    repeated = ""
+    if writes_bos and bos:
+        in_system = frame.system is not None and not frame.merged and frame.system[0].startswith(bos)
+        if not frame.prefix and frame.user[0].startswith(bos):
+            repeated = bos
+        frame = replace(
+            frame,
+            prefix=frame.prefix.removeprefix(bos),
+            system=(frame.system[0].removeprefix(bos), frame.system[1]) if frame.system and in_system else frame.system,
+            user=(frame.user[0].removeprefix(repeated), frame.user[1]),
+        )
+    started = "{{ $started := false }}" if repeated else ""
+    return started + _opening(frame, marks_start=bool(repeated)) + _messages(frame, repeated)
+
+
+def _opening(frame: Frame, *, marks_start: bool) -> str:
+    """Prefix and system prompt."""
+    prefix = _text(frame.prefix)
+    if frame.system is None or frame.merged:
+        return prefix
+    before, behind = map(_text, frame.system)
+    before = before if frame.prefix_in_system else prefix + before
+    behind += "{{ $started = true }}" if marks_start else ""
+    if frame.default_system:
+        return before + _system_value(frame, ".System") + behind
+    return "{{ if .System }}" + before + "{{ .System }}" + behind + "{{ else }}" + prefix + "{{ end }}"
+
+
+def _system_value(frame: Frame, name: str) -> str:
+    value = "{{ " + name + " }}"
+    if not frame.default_system:
+        return value
+    return "{{ if " + name + " }}" + value + "{{ else }}" + _text(frame.default_system) + "{{ end }}"
+
+
+def _messages(frame: Frame, repeated: str) -> str:
+    opening = "{{ if $started }}" + _text(repeated) + "{{ end }}{{ $started = true }}" if repeated else ""
+    asked = _LAST + _text(frame.generation + frame.empty_thought) + "{{ end }}"
+    text = "{{ $first := true }}" if frame.merged else ""
+    text += "{{ range $i, $message := .Messages }}"
+    text += '{{ if eq .Role "user" }}' + opening + _around(frame.user, _merged(frame) + "{{ .Content }}") + asked
+    if frame.tool is not None:
+        text += '{{ else if eq .Role "tool" }}' + _around(frame.tool, "{{ .Content }}") + asked
+    text += '{{ else if eq .Role "assistant" }}' + _text(frame.generation + frame.answer[0]) + "{{ .Content }}"
+    return text + _LAST + "{{ else }}" + _text(frame.answer[1]) + "{{ end }}{{ end }}{{ end }}"
+
+
+def _merged(frame: Frame) -> str:
+    """The system prompt in front of the first user text."""
+    if not frame.merged or frame.system is None:
+        return ""
+    written = _around(frame.system, _system_value(frame, "$.System"))
+    if not frame.default_system:
+        written = "{{ if $.System }}" + written + "{{ end }}"
+    return "{{ if $first }}" + written + "{{ end }}{{ $first = false }}"
+
+
+def _around(texts: Around, inside: str) -> str:
+    return _text(texts[0]) + inside + _text(texts[1])
+
+
+def _text(text: str) -> str:
+    """Literal text; Go's opening braces are spelled as a string."""
+    return text.replace("{{", '{{ "{{" }}')
