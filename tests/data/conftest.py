@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llamafactory.config.sections.finetuning import FinetuningConfig
 from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.config.sections.training import TrainingConfig
 from llamafactory.data.catalog import DatasetEntry, load_entries
+from llamafactory.logs import get_logger
 from llamafactory.rendering.renderer import Renderer, build_renderer
 
 MakeConfig = Callable[..., RunConfig]
@@ -26,6 +28,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "cache"
     monkeypatch.setenv("LLAMAFACTORY_CACHE", str(root))
     return root
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """What the program logs while the test runs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = get_logger("llamafactory")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -72,15 +72,11 @@ def open_rows(entry: DatasetEntry, access: Access) -> Rows:
 
 
 def _folder(config: RunConfig) -> Path:
-    """dataset_dir as a folder: relative to the working directory, else to the configuration file."""
+    """The folder that file names start from; the working directory where dataset_dir names none."""
     given = config.data.dataset_dir
     if isinstance(given, Mapping) or given == "ONLINE" or given.startswith("REMOTE:"):
         return Path()
-    folder = Path(given).expanduser()
-    if not folder.exists() and not folder.is_absolute() and config.source_file is not None:
-        beside = config.source_file.parent / folder
-        return beside if beside.exists() else folder
-    return folder
+    return Path(given).expanduser()
 
 
 def _registry(config: RunConfig, folder: Path) -> tuple[str, Mapping[str, object] | None]:

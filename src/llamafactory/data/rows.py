@@ -40,10 +40,10 @@ def choose_rows(
         return rows.read(position=position)
 
     chosen = sample(read, num_samples=entry.num_samples, max_samples=config.data.max_samples, seed=config.training.seed)
-    return _watch_columns(chosen, entry)
+    return watch_columns(chosen, entry)
 
 
-def _watch_columns(rows: Iterator[NamedRow], entry: DatasetEntry) -> Iterator[NamedRow]:
+def watch_columns(rows: Iterator[NamedRow], entry: DatasetEntry) -> Iterator[NamedRow]:
     """Pass rows on; say afterwards which columns of the registry entry no row had."""
     missing = entry.columns.names(only_given=True)
     first: Mapping[str, object] = {}
@@ -55,8 +55,8 @@ def _watch_columns(rows: Iterator[NamedRow], entry: DatasetEntry) -> Iterator[Na
     for key, column in missing.items():
         if first:
             notice(
-                f"{entry.name}: columns.{key}: no row has a field {column!r} (the first has {', '.join(first)}), so the "
-                f"column has no effect{did_you_mean(column, first)}"
+                f"{entry.name}: columns.{key}: no row has a field {column!r} (the first has {', '.join(first)}), so "
+                f"the column has no effect{did_you_mean(column, first)}"
             )
 
 

@@ -146,6 +146,10 @@ class _Numbered:
     stream: Stream
     num_parts: int
 
+    def __deepcopy__(self, memo: object) -> _Numbered:
+        """Nothing in here ever changes, and datasets copies its iterables often."""
+        return self
+
     def __call__(self, parts: Sequence[int]) -> Iterator[tuple[tuple[int, int], dict[str, object]]]:
         for part in parts:
             for number, row in enumerate(self.stream.read(part, self.num_parts)):

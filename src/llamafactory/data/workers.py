@@ -57,7 +57,7 @@ class _Pool(Generic[T, R]):
         self._workers = [self._start() for _ in range(num_workers)]
 
     def run(self, items: Iterator[T]) -> Iterator[R]:
-        done: dict[int, R] = {}
+        done: dict[int, tuple[R, Exception | None]] = {}
         given = yielded = 0
         exhausted = False
         while True:
@@ -72,7 +72,10 @@ class _Pool(Generic[T, R]):
             if busy:
                 self._collect(busy, done)
             while yielded in done:
-                yield done.pop(yielded)
+                result, error = done.pop(yielded)
+                if error is not None:
+                    raise error
+                yield result
                 yielded += 1
             if exhausted and yielded == given:
                 return
@@ -100,19 +103,17 @@ class _Pool(Generic[T, R]):
         except OSError:
             self._replace(worker)
 
-    def _collect(self, busy: list[_Worker[T]], done: dict[int, R]) -> None:
+    def _collect(self, busy: list[_Worker[T]], done: dict[int, tuple[R, Exception | None]]) -> None:
         ready = set(wait([worker.pipe for worker in busy]))
         for worker in busy:
             if worker.pipe not in ready or worker.task is None:
                 continue
             try:
-                result, error = worker.pipe.recv()
+                answer = worker.pipe.recv()
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
-            if error is not None:
-                raise error
-            done[worker.task[0]] = result
+            done[worker.task[0]] = answer
             worker.task, worker.attempts = None, 0
 
     def _replace(self, worker: _Worker[T]) -> None:

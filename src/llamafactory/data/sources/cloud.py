@@ -80,4 +80,6 @@ def _find(entry: DatasetEntry, scheme: str, options: Mapping[str, object]) -> Cl
             f"{entry.name}: cloud_file_name: {others[0]} is neither json nor jsonl, the only kinds read from object "
             "stores; convert it, or download it and use file_name"
         )
+    with store.open(paths[0], "rb") as file:  # a store may show names to everyone, and contents to few
+        file.read(1)
     return CloudRows(store, paths)
