@@ -60,7 +60,7 @@ def refuse_finished(step: int, max_steps: int) -> None:
     if step and step >= max_steps:
         raise CheckpointError(
             f"resume_from_checkpoint: the checkpoint is at step {step} and the run ends at step {max_steps}, so "
-            "nothing is left to train; raise num_train_epochs or max_steps to go on, or choose another output_dir to start anew"
+            "nothing is left to train; raise num_train_epochs or max_steps to go on, or choose another output_dir"
         )
 
 
@@ -213,6 +213,7 @@ def load_rank_state(trainer: Trainer, folder: Path) -> None:
     restore_random_state(cast("Mapping[str, object]", state["random"]))
     device = trainer.args.device
     trainer._tr_loss.copy_(cast("torch.Tensor", state["loss"]).to(device))
+    trainer._total_loss_scalar = cast("float", state["total_loss"])
     trainer._globalstep_last_logged = cast("int", state["last_logged"])
     metrics = cast("dict[str, torch.Tensor]", state["metrics"])
     trainer.train_sums.restore({name: pair.to(device) for name, pair in metrics.items()})

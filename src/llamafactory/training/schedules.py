@@ -13,5 +13,4 @@ def scheduler_arguments(args: TrainingArguments, num_training_steps: int) -> dic
     if args.lr_scheduler_type != "warmup_stable_decay" or given:
         return given
     remaining = num_training_steps - args.get_warmup_steps(num_training_steps)
-    num_stable = int(remaining * STABLE_SHARE)
-    return {"num_stable_steps": num_stable, "num_decay_steps": remaining - num_stable}
+    return {"num_decay_steps": remaining - int(remaining * STABLE_SHARE)}

@@ -228,6 +228,14 @@ class Trainer(transformers.Trainer):
             run_state.check_room(self, max_steps)
         return places
 
+    def _finalize_training(self, *args: Any) -> Any:
+        # The library divides the loss of all steps by the steps of this call; a resumed run has made more of them.
+        share = (self.state.global_step - self._initial_global_step) / max(self.state.global_step, 1)
+        waiting = self.accelerator.reduce(self._tr_loss, reduction="mean").item()
+        self._total_loss_scalar = (self._total_loss_scalar + waiting) * share
+        self._tr_loss.zero_()
+        return super()._finalize_training(*args)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.guard.count:
             logger.warning("Step %d: no checkpoint is written after a non-finite loss", self.state.global_step)
