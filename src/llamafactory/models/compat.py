@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING
+
+from transformers.utils import logging as library_logs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,3 +19,10 @@ def enable_activation_checkpointing(model: PreTrainedModel, *, reentrant: bool) 
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def calm_libraries() -> None:
+    """Keep loading readable: no progress bars in log files, no warning about a name that PEFT still uses."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    if not sys.stderr.isatty():
+        library_logs.disable_progress_bar()

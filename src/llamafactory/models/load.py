@@ -22,6 +22,7 @@ from llamafactory.models import build
 from llamafactory.models.adapters import ADAPTERS, lora
 from llamafactory.models.attention import choose_attention
 from llamafactory.models.checkpointing import enable_checkpointing
+from llamafactory.models.compat import calm_libraries
 from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
 from llamafactory.models.hub import is_local
@@ -63,6 +64,7 @@ def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, m
     unmerged at inference, for whoever wants to observe it first. Raises ConfigError, ModelError.
     """
     _refuse(config)
+    calm_libraries()
     if trainable:
         set_seed(config.training.seed)
     notes: list[str] = []

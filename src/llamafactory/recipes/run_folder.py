@@ -1,12 +1,11 @@
 """The output folder of a training run: may this run use it, and where does it go on?
 
-A folder is never emptied. The same recipe goes on from its newest complete checkpoint; another recipe is refused with the
-keys that differ; `overwrite_output_dir` sets an earlier run's files aside. Knows no model and no data.
+A folder is never emptied. The same recipe goes on from its newest complete checkpoint; another recipe is refused with
+the keys that differ; `overwrite_output_dir` sets an earlier run's files aside. Knows no model and no data.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,41 @@ _WEIGHT_FILES = (
 )  # fmt: skip
 # Keys that may change between the two halves of one run: they move files, logs or the end of the run, not an update.
 _FREE_KEYS = frozenset(
-    """output_dir overwrite_output_dir resume_from_checkpoint logging_steps logging_first_step save_steps save_strategy
-    save_total_limit save_only_model eval_steps eval_strategy plot_loss report_to run_name disable_tqdm push_to_hub hub_model_id
-    do_eval do_predict num_train_epochs max_steps preprocessing_num_workers overwrite_cache dataloader_num_workers tokenized_path
-    ddp_timeout cache_dir hf_hub_token ms_hub_token om_hub_token print_param_status per_device_eval_batch_size
-    load_best_model_at_end metric_for_best_model greater_is_better early_stopping_steps dataset_dir media_dir""".split()
+    [
+        "output_dir",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "logging_steps",
+        "logging_first_step",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "save_only_model",
+        "eval_steps",
+        "eval_strategy",
+        "plot_loss",
+        "report_to",
+        "run_name",
+        "disable_tqdm",
+        "push_to_hub",
+        "hub_model_id",
+        "do_eval",
+        "do_predict",
+        "num_train_epochs",
+        "max_steps",
+        "preprocessing_num_workers",
+        "overwrite_cache",
+        "dataloader_num_workers",
+        "tokenized_path",
+        "ddp_timeout",
+        "cache_dir",
+        "print_param_status",
+        "per_device_eval_batch_size",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "early_stopping_steps",
+    ]
 )
 
 
@@ -46,8 +75,8 @@ class StartPoint:
 def prepare(config: RunConfig) -> StartPoint:
     """Decide where the run starts and write its recipe. Call on the first process only.
 
-    Raises ConfigError when the folder belongs to another recipe or to a finished run, CheckpointError when no checkpoint
-    in it can be used.
+    Raises ConfigError when the folder belongs to another recipe or to a finished run, CheckpointError when no
+    checkpoint in it can be used.
     """
     folder = Path(str(config.training.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +95,7 @@ def write_recipe(config: RunConfig, folder: Path) -> None:
     text = yaml.safe_dump(config.to_yaml_dict(redact=True), sort_keys=False, allow_unicode=True)
     staged = folder / f".{RECIPE_FILE}.tmp"
     staged.write_text(text, encoding="utf-8")
-    os.replace(staged, folder / RECIPE_FILE)
+    staged.replace(folder / RECIPE_FILE)
 
 
 def read_recipe(folder: Path) -> Mapping[str, object]:
@@ -141,5 +170,5 @@ def _set_aside(folder: Path) -> None:
     target = folder / f"previous_run-{number}"
     target.mkdir()
     for path in old:
-        os.replace(path, target / path.name)
+        path.replace(target / path.name)
     logger.info("overwrite_output_dir: set the files of the earlier run aside in %s", target)

@@ -6,7 +6,6 @@ Data is read, checked and tokenized before any weight is loaded, so a mistake in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -15,15 +14,16 @@ from llamafactory import env, failure
 from llamafactory.config import RunConfig, load_config
 from llamafactory.config.availability import refuse_unavailable
 from llamafactory.data.pipeline import build_datasets
+from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
 from llamafactory.models.load import LoadedModel, load_model
 from llamafactory.models.save import SaveOptions, save_model
-from llamafactory.models.tokenizer import TokenizerBundle, load_tokenizer
+from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
 from llamafactory.recipes import run_folder
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.upload import upload
-from llamafactory.rendering.renderer import Renderer, build_renderer
+from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
 from llamafactory.training.results import finish_training, write_results
@@ -51,7 +51,7 @@ def _run(config: RunConfig) -> dict[str, float]:
     refuse_unavailable(config, "train")
     training = config.training
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
-    bundle, renderer = _load_renderer(config)
+    bundle, renderer = load_renderer(config)
     objective = STAGES.load(config.finetuning.stage).build(config)
     datasets = build_datasets(config, renderer, for_training=training.do_train)
     loaded = load_model(config, bundle, trainable=training.do_train)
@@ -73,27 +73,12 @@ def _run(config: RunConfig) -> dict[str, float]:
     return metrics
 
 
-def _load_renderer(config: RunConfig) -> tuple[TokenizerBundle, Renderer]:
-    """The tokenizer and the renderer over it; stop words the tokenizer lacked count as tokens the run adds."""
-    bundle = load_tokenizer(config)
-    renderer = build_renderer(
-        bundle.tokenizer, config.template, split_special_tokens=config.vocab.split_special_tokens
-    )
-    added = renderer.changes.added
-    if added:
-        logger.info("The template's stop words %s are new to the tokenizer and get rows of their own", ", ".join(added))
-        bundle = replace(bundle, added_tokens=(*bundle.added_tokens, *added), must_resize=True)
-    return bundle, renderer
-
-
 def _saver(
     config: RunConfig, loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer
 ) -> Callable[[Path], None]:
     """Writes the live model as a folder that `chat` and `export` can use; for checkpoints and for the end."""
     keeps_own = config.template.template is None and bundle.tokenizer.chat_template
-    options = SaveOptions(
-        stop_ids=tuple(renderer.stop_ids), chat_template=None if keeps_own else renderer.to_jinja()
-    )
+    options = SaveOptions(stop_ids=tuple(renderer.stop_ids), chat_template=None if keeps_own else renderer.to_jinja())
 
     def save(folder: Path) -> None:
         save_model(loaded.model, bundle.tokenizer, folder, record=loaded.record, options=options)
