@@ -7,12 +7,13 @@ the first control token the template writes after it. Where that cannot be shown
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llamafactory.errors import DataError
-from llamafactory.rendering.calls import read_function_message, read_tools, wrap
+from llamafactory.errors import ConfigError, DataError
+from llamafactory.rendering.answer_spans import AnswerText, Bit, Plan, make_plan, mark
+from llamafactory.rendering.calls import ToolCall, read_function_message, read_tools, wrap
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.layout import Layout
 from llamafactory.rendering.markup import Markup
@@ -20,49 +21,33 @@ from llamafactory.rendering.mode import Mode, exchanges, place_of
 from llamafactory.rendering.ollama import Frame, ollama_template
 from llamafactory.rendering.records import TRAINED_ROLES, Conversation, Message
 from llamafactory.rendering.sandbox import ChatTemplate, Refused, unusable
-from llamafactory.rendering.thinking import split_thought
+from llamafactory.rendering.thinking import Answer, split_thought
 
 STYLES = ("thoughts", "texts", "literal")
 """How texts are marked: thoughts apart from answers, each message's text as one, or not at all."""
 
-_MARK = re.compile("\ue0f0([0-9a-f]+)\ue0f1")
 _THINK = ("<think>", "</think>")
 _MAX_PLANS = 512
 
-Bit = str | int
-"""Text of the template, or the number of a message's text."""
+
+@dataclass(frozen=True, slots=True)
+class ChatText:
+    """A text that a mark stands for, and the number of its message (-1: the system prompt).
+
+    needed: the template must write it; thoughts may be left out.
+    """
+
+    text: str
+    owner: int
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation as the template is given it. texts: what the marks stand for, with the message each belongs to."""
+    """A conversation as the template is given it. texts: what the marks stand for, by their numbers."""
 
     messages: list[dict[str, object]]
-    texts: list[tuple[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanTurn:
-    """One prompt, its answer up to the stop token, and what follows when nothing else does."""
-
-    source: tuple[Bit, ...]
-    target: tuple[Bit, ...]
-    stops: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where the template's text and the messages' texts lie, for all conversations of one shape."""
-
-    turns: tuple[PlanTurn, ...]
-    tail: tuple[Bit, ...]
-
-    def bits(self) -> Iterator[Bit]:
-        """All bits in order."""
-        for turn in self.turns:
-            yield from turn.source
-            yield from turn.target
-        yield from self.tail
+    texts: list[ChatText]
 
 
 class TokenizerDialect:
@@ -79,6 +64,8 @@ class TokenizerDialect:
         self._variables = dict(variables)
         self._default_system = default_system
         self._plans: dict[tuple[object, ...], Plan | None] = {}
+        self._arguments_as_text = False
+        self._arguments_as_text = self._wants_text_arguments()
         probe = Conversation((Message("user", "a"), Message("assistant", "b")))
         turn = self._plan(probe, "texts", open_end=False)
         if turn is None:
@@ -91,7 +78,7 @@ class TokenizerDialect:
         groups = list(exchanges(conversation, open_end=mode.generation))
         plan, texts = self._read(conversation, open_end=mode.generation)
         last_answer = groups[-1].answer
-        weights = [self._weight(conversation, owner, mode, last_answer) for _, owner in texts]
+        weights = [self._weight(conversation, text.owner, mode, last_answer) for text in texts]
         for exchange, turn in zip(groups, plan.turns, strict=True):
             layout.source()
             self._write(layout, turn.source, (texts, weights), mode.prompt_weight)
@@ -157,7 +144,7 @@ class TokenizerDialect:
             return replace(frame, system=(str(before), str(between).removesuffix(head)), prefix_in_system=True)
         return replace(frame, system=("", str(between)), merged=True)
 
-    def _read(self, conversation: Conversation, *, open_end: bool) -> tuple[Plan, Sequence[tuple[str, int]]]:
+    def _read(self, conversation: Conversation, *, open_end: bool) -> tuple[Plan, Sequence[ChatText]]:
         """The plan of a conversation and the texts its marks stand for, as the template writes them."""
         real = self._render(self._chat(conversation, "literal").messages, conversation, open_end=open_end)
         for style in STYLES:
@@ -175,7 +162,12 @@ class TokenizerDialect:
     def _check_literals(self, conversation: Conversation, style: str) -> None:
         """Refuse control tokens in texts the template writes unmarked, where they would count as its own."""
         unmarked = [conversation.tools]
-        unmarked += [m.content for m in conversation.messages if m.role == "function" or style == "literal"]
+        for message in conversation.messages:
+            if message.role == "function":
+                _, _, calls = _read_calls(message, conversation.source)
+                unmarked += [call.arguments_json for call in calls]
+            if style == "literal":
+                unmarked.append(message.content)
         if any(map(self._encoder.holds_control, unmarked)):
             raise DataError(
                 f"{place_of(conversation)}: tools, tool calls or reshaped messages spell a control token "
@@ -194,7 +186,7 @@ class TokenizerDialect:
         self,
         layout: Layout,
         bits: Sequence[Bit],
-        filled: tuple[Sequence[tuple[str, int]], Sequence[float]],
+        filled: tuple[Sequence[ChatText], Sequence[float]],
         weight: float,
     ) -> None:
         texts, weights = filled
@@ -202,9 +194,11 @@ class TokenizerDialect:
             if isinstance(bit, str):
                 layout.fragments([Markup(bit)], weight, control=True)
             else:
-                layout.text(texts[bit][0], weights[bit], control=False)
+                layout.text(texts[bit].text, weights[bit], control=False)
 
-    def _render(self, messages: Sequence[object], conversation: Conversation, *, open_end: bool) -> str:
+    def _render(
+        self, messages: Sequence[object], conversation: Conversation, *, open_end: bool, **variables: object
+    ) -> str:
         tools = read_tools(conversation.tools, conversation.source)
         try:
             return self._template.render(
@@ -213,6 +207,7 @@ class TokenizerDialect:
                     "messages": list(messages),
                     "tools": [dict(wrap(tool)) for tool in tools] or None,
                     "add_generation_prompt": open_end,
+                    **variables,
                 }
             )
         except Refused as refusal:
@@ -223,32 +218,52 @@ class TokenizerDialect:
 
     def _chat(self, conversation: Conversation, style: str) -> Chat:
         """The messages as the template is given them, texts replaced by marks unless `style` is `literal`."""
-        texts: list[tuple[str, int]] = []
+        texts: list[ChatText] = []
 
-        def mark(text: str, owner: int) -> str:
-            texts.append((text, owner))
-            return f"\ue0f0{len(texts) - 1:x}\ue0f1" if text or owner < 0 else ""
+        def put(text: str, owner: int, needed: bool = True) -> str:
+            if style == "literal":
+                return text
+            texts.append(ChatText(text, owner, needed))
+            return mark(len(texts) - 1) if text else ""
 
-        keep = style == "literal"
         messages: list[dict[str, object]] = []
         system = conversation.system or self._default_system
         if system:
-            messages.append({"role": "system", "content": system if keep else mark(system, -1)})
+            messages.append({"role": "system", "content": put(system, -1)})
         for index, message in enumerate(conversation.messages):
             if message.role == "function":
-                messages.append(_calls_message(message, conversation.source))
+                messages.append(self._calls_message(message, conversation.source, functools.partial(put, owner=index)))
                 continue
-            role = "tool" if message.role == "observation" else message.role
             parts = split_thought(message.content, _THINK)
-            if keep:
-                content = message.content
-            elif style == "thoughts" and parts.lead and role == "assistant":
-                thought = "".join(parts.lead).strip()[len(_THINK[0]) : -len(_THINK[1])].strip("\n")
-                content = f"<think>\n{mark(thought, index)}\n</think>\n\n{mark(parts.bare, index)}"
+            if style == "thoughts" and parts.lead and message.role == "assistant":
+                thought = put(_thought(parts), index, needed=False)
+                content = f"<think>\n{thought}\n</think>\n\n{put(parts.bare, index)}"
             else:
-                content = mark(message.content, index)
-            messages.append({"role": role, "content": content})
+                content = put(message.content, index)
+            messages.append({"role": "tool" if message.role == "observation" else message.role, "content": content})
         return Chat(messages, texts)
+
+    def _calls_message(self, message: Message, source: str, put: Callable[[str], str]) -> dict[str, object]:
+        """A function message as chat templates take it; `put` marks its text and the names of its calls."""
+        thought, before, calls = _read_calls(message, source)
+        content = thought + put(before)
+        written = []
+        for call in calls:
+            arguments = call.arguments_json if self._arguments_as_text else dict(call.arguments)
+            written.append({"type": "function", "function": {"name": put(call.name), "arguments": arguments}})
+        return {"role": "assistant", "content": content, "tool_calls": written}
+
+    def _wants_text_arguments(self) -> bool:
+        """True for templates that take the arguments of a call as JSON text only."""
+        call = Message("function", '{"name": "f", "arguments": {"a": 1}}')
+        probe = Conversation((Message("user", "a"), call))
+        try:
+            self._render(self._chat(probe, "literal").messages, probe, open_end=False)
+        except ConfigError:
+            return True
+        except DataError:
+            return False
+        return False
 
     def _plan_or_none(self, conversation: Conversation, style: str) -> Plan | None:
         try:
@@ -266,79 +281,43 @@ class TokenizerDialect:
         return self._plans[shape]
 
     def _make_plan(self, conversation: Conversation, style: str, *, open_end: bool) -> Plan | None:
-        messages = self._chat(conversation, style).messages
-        whole = self._render(messages, conversation, open_end=open_end)
-        shift = len(messages) - len(conversation.messages)
-        turns: list[PlanTurn] = []
-        at = 0
-        for index, message in enumerate(conversation.messages):
-            if message.role not in TRAINED_ROLES:
-                continue
-            prompt = self._render(messages[: index + shift], conversation, open_end=True)
-            answered = self._render(messages[: index + shift + 1], conversation, open_end=False)
-            marks = _MARK.findall(str(messages[index + shift]["content"]))
-            span = self._find_answer(whole, prompt, answered, [f"\ue0f0{mark}\ue0f1" for mark in marks])
-            if span is None or span[0] < at:
-                return None
-            start, end, stops = span
-            turns.append(PlanTurn(_bits(whole[at:start]), _bits(whole[start:end]), stops))
-            at = end
-        if open_end:
-            turns.append(PlanTurn(_bits(whole[at:]), (), stops=True))
-            at = len(whole)
-        return Plan(tuple(turns), _bits(whole[at:]))
-
-    def _find_answer(
-        self, whole: str, prompt: str, answered: str, marks: Sequence[str]
-    ) -> tuple[int, int, bool] | None:
-        """Start and end of an answer in `whole`, and whether a stop token ends it; None when it cannot be shown.
-
-        prompt: the text before the answer, with the generation prompt. answered: the text up to the answer's end.
-        """
-        present = [mark for mark in marks if mark in whole]
-        if not present:
-            return self._find_unmarked(whole, prompt, answered)
-        first, last = whole.index(present[0]), whole.index(present[-1]) + len(present[-1])
-        if whole.startswith(prompt) and len(prompt) <= first:
-            start = len(prompt)
-        elif prompt.startswith(whole[:first]):
-            start = first
-        else:
+        chat = self._chat(conversation, style)
+        whole = self._render(chat.messages, conversation, open_end=open_end)
+        if any(text.text and text.needed and mark(number) not in whole for number, text in enumerate(chat.texts)):
             return None
-        if present[-1] not in answered:
-            return None
-        behind = self._to_stop(answered[answered.index(present[-1]) + len(present[-1]) :], first=True)
-        if not behind:
-            return start, last, False
-        if whole.startswith(behind, last):
-            return start, last + len(behind), True
-        other = self._to_stop(_MARK.split(whole[last:])[0], first=True)
-        return start, last + len(other), bool(other)
+        answers = [
+            self._around(conversation, chat, index)
+            for index, message in enumerate(conversation.messages)
+            if message.role in TRAINED_ROLES
+        ]
+        return make_plan(whole, answers, self._encoder, open_end=open_end)
 
-    def _find_unmarked(self, whole: str, prompt: str, answered: str) -> tuple[int, int, bool] | None:
-        if not whole.startswith(prompt) or not answered.startswith(prompt):
-            return None
-        written = self._to_stop(answered[len(prompt) :], first=False)
-        text = written or answered[len(prompt) :]
-        return (len(prompt), len(prompt) + len(text), bool(written)) if whole.startswith(text, len(prompt)) else None
-
-    def _to_stop(self, text: str, *, first: bool) -> str:
-        """`text` up to and with its first (or last) control token; empty when it has none."""
-        parts = self._encoder.split_controls(text)
-        places = [index for index, part in enumerate(parts) if isinstance(part, int)]
-        if not places:
-            return ""
-        kept = parts[: (places[0] if first else places[-1]) + 1]
-        return "".join(part if isinstance(part, str) else self._encoder.token_text(part) for part in kept)
+    def _around(self, conversation: Conversation, chat: Chat, index: int) -> AnswerText:
+        """The renderings around the answer that is message `index`."""
+        at = index + len(chat.messages) - len(conversation.messages)
+        prompts = [self._render(chat.messages[:at], conversation, open_end=True)]
+        if self._variables.get("enable_thinking") is False:
+            prompts.append(self._render(chat.messages[:at], conversation, open_end=True, enable_thinking=True))
+        return AnswerText(
+            prompts=tuple(prompts),
+            before=self._render(chat.messages[:at], conversation, open_end=False),
+            answered=self._render(chat.messages[: at + 1], conversation, open_end=False),
+            marks=tuple(mark(number) for number, text in enumerate(chat.texts) if text.owner == index and text.text),
+            called=conversation.messages[index].role == "function",
+        )
 
 
-def _calls_message(message: Message, source: str) -> dict[str, object]:
+def _thought(parts: Answer) -> str:
+    """The text of a thought without its words."""
+    return "".join(parts.lead).strip().removeprefix(_THINK[0]).removesuffix(_THINK[1]).strip("\n")
+
+
+def _read_calls(message: Message, source: str) -> tuple[str, str, list[ToolCall]]:
+    """Thought (with its words), text and calls of a function message."""
     parts = split_thought(message.content, _THINK)
-    text = parts.bare if parts.lead else parts.text
-    before, calls = read_function_message(text.strip(), ("<tool_call>", "</tool_call>"), source)
-    written = [{"type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}} for c in calls]
-    thought = "".join(parts.lead) + "\n\n" if parts.lead else ""
-    return {"role": "assistant", "content": thought + before, "tool_calls": written}
+    thought = "".join(parts.lead).strip() + "\n\n" if parts.lead else ""
+    before, calls = read_function_message(parts.bare.strip(), ("<tool_call>", "</tool_call>"), source)
+    return thought, before, calls
 
 
 def _shape(conversation: Conversation, style: str, *, open_end: bool, system: bool) -> tuple[object, ...]:
@@ -352,13 +331,7 @@ def _shape(conversation: Conversation, style: str, *, open_end: bool, system: bo
     return (style, open_end, system, literal_system, conversation.tools, tuple(messages))
 
 
-def _bits(text: str) -> tuple[Bit, ...]:
-    """Cut marked text into the template's text and the numbers of messages' texts."""
-    parts = (int(part, 16) if index % 2 else part for index, part in enumerate(_MARK.split(text)))
-    return tuple(part for part in parts if part != "")
-
-
-def _align(plan: Plan, texts: Sequence[tuple[str, int]], real: str) -> list[tuple[str, int]] | None:
+def _align(plan: Plan, texts: Sequence[ChatText], real: str) -> list[ChatText] | None:
     """The texts as the template wrote them (perhaps without blanks around), or None when `real` is something else."""
     found = list(texts)
     at = 0
@@ -366,20 +339,20 @@ def _align(plan: Plan, texts: Sequence[tuple[str, int]], real: str) -> list[tupl
         if isinstance(bit, str):
             written = bit if real.startswith(bit, at) else None
         else:
-            text, owner = texts[bit]
+            text = texts[bit].text
             forms = (text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"))
             written = next((form for form in forms if real.startswith(form, at)), None)
-            found[bit] = (written or "", owner)
+            found[bit] = replace(texts[bit], text=written or "")
         if written is None:
             return None
         at += len(written)
     return found if at == len(real) else None
 
 
+def _spell(bits: Sequence[Bit], texts: Sequence[ChatText]) -> str:
+    return "".join(bit if isinstance(bit, str) else texts[bit].text for bit in bits)
+
+
 def _common_prefix(left: str, right: str) -> str:
     size = next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     return left[:size]
-
-
-def _spell(bits: Sequence[Bit], texts: Sequence[tuple[str, int]]) -> str:
-    return "".join(bit if isinstance(bit, str) else texts[bit][0] for bit in bits)
