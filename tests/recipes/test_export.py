@@ -264,6 +264,42 @@ def test_a_grown_vocabulary_survives(tmp_path: Path, tied: bool, key: str) -> No
     assert answer(target) == answer(run)
 
 
+def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(other)
+    build_model(tokenizer, hidden_size=32, num_layers=2, max_length=512, seed=7).save_pretrained(other)
+    keys = {"model_name_or_path": str(other), "adapter_name_or_path": str(run), "template": "llama3"}
+    with pytest.raises(ModelError, match=r"was trained on other weights than these .* give the base"):
+        run_export({**keys, "export_dir": str(tmp_path / "out")})
+    assert names(tmp_path) == ["other"]
+
+
+OWN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHORT_TALKS_ONLY = "{% if messages|length > 3 %}{{ raise_exception('too long') }}{% endif %}" + OWN
+
+
+@pytest.mark.parametrize(("template", "has_modelfile"), [(OWN, True), (SHORT_TALKS_ONLY, False)])
+def test_the_tokenizers_own_template_is_kept(
+    tmp_path: Path,
+    template: str,
+    has_modelfile: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = tmp_path / "base"
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    build_model(tokenizer, hidden_size=32, num_layers=2).save_pretrained(base)
+    target = run_export({"model_name_or_path": str(base), "export_dir": str(tmp_path / "out")})
+    assert AutoTokenizer.from_pretrained(target).chat_template == template
+    assert (target / "Modelfile").exists() == has_modelfile
+    assert ("No Modelfile was written" in caplog.text) == (not has_modelfile)
+
+
 def test_two_adapters_are_both_merged(run: Path, model_dir: Path, tmp_path: Path) -> None:
     second = write_run(
         tmp_path / "second", model_dir, adapter_name_or_path=str(run), create_new_adapter=True, template="llama3"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,16 @@ import yaml
 from peft import PeftModel
 
 from llamafactory.config import RunConfig, load_config, refuse_unavailable
-from llamafactory.errors import ConfigError, ModelError
+from llamafactory.errors import ConfigError, LlamaFactoryError, ModelError
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
+from llamafactory.models.adapters.lora import adapter_folders
 from llamafactory.models.build import reload_model
 from llamafactory.models.hub import is_local
 from llamafactory.models.load import LoadedModel, load_model
 from llamafactory.models.merge import TOLERANCE, merge_adapters, observe, verify_merge
+from llamafactory.models.record import BaseRecord, read_record
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.modelfile import build_modelfile
@@ -63,6 +66,7 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
     target = _target(config)
     bundle, renderer = load_renderer(config)
     loaded = load_model(config, bundle, trainable=False, merge=False)
+    _refuse_other_base(config, loaded.record)
     with _staged(target) as folder:
         _write(loaded, bundle.tokenizer, renderer, folder, config)
         _write_companions(folder, config, renderer)
@@ -109,6 +113,19 @@ def _read_recipe(folder: Path) -> Mapping[str, object]:
     return content if isinstance(content, dict) else {}
 
 
+def _refuse_other_base(config: RunConfig, record: BaseRecord) -> None:
+    """Raise ModelError when an adapter was trained on other weights than it would be merged into."""
+    for folder in adapter_folders(config):
+        before = read_record(folder)
+        if before is None or not (before.base_fingerprint and record.base_fingerprint):
+            continue
+        if before.base_fingerprint != record.base_fingerprint:
+            raise ModelError(
+                f"model_name_or_path: the adapter {folder} was trained on other weights than these (it names "
+                f"{before.base_model}); merging would give a worse model, so give the base it was trained on"
+            )
+
+
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A folder beside the target that takes the target's name when the block succeeds, and vanishes when it fails."""
@@ -133,7 +150,7 @@ def _write(
     config: RunConfig,
 ) -> None:
     """Merge, save, read back, compare."""
-    probe_ids = _probe_ids(renderer)
+    probe_ids = _probe_ids(tokenizer, renderer)
     options = SaveOptions(
         max_shard_gb=float(config.export.export_size),
         stop_ids=tuple(renderer.stop_ids),
@@ -157,21 +174,14 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, confi
     return renderer.to_jinja()
 
 
-def _probe_ids(renderer: Renderer) -> torch.Tensor:
+def _probe_ids(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> torch.Tensor:
     """Token ids [B, T] of short conversations, cut to the shortest."""
-    rows = [
-        [
-            *renderer.prompt_ids(Conversation((Message("user", question),))),
-            *renderer.prompt_ids(_follow_up(question, text)),
-        ]
-        for question, text in _PROBES
-    ]
-    length = min(_MAX_PROBE_TOKENS, *(len(row) for row in rows))
+    rows = []
+    for question, answer in _PROBES:
+        prompt = renderer.prompt_ids(Conversation((Message("user", question),)))
+        rows.append([*prompt, *tokenizer(answer, add_special_tokens=False)["input_ids"]])
+    length = min(_MAX_PROBE_TOKENS, *map(len, rows))
     return torch.tensor([row[:length] for row in rows])
-
-
-def _follow_up(question: str, answer: str) -> Conversation:
-    return Conversation((Message("user", question), Message("assistant", answer), Message("user", "Go on.")))
 
 
 @torch.no_grad()
@@ -190,21 +200,28 @@ def _verify_copy(model: PreTrainedModel, folder: Path, probe_ids: torch.Tensor) 
 
 def _write_companions(folder: Path, config: RunConfig, renderer: Renderer) -> None:
     """Write what lies beside the weights: Modelfile, recipe, card, the base model's licence."""
-    model_config = yaml.safe_load((folder / "config.json").read_text(encoding="utf-8"))
-    length = model_config.get(
-        "max_position_embeddings", model_config.get("text_config", {}).get("max_position_embeddings")
-    )
-    text = build_modelfile(
-        template=renderer.to_ollama() or "",
-        system=_default_system(config),
-        stops=renderer.stop_words,
-        context_length=length,
-    )
-    (folder / "Modelfile").write_text(text, encoding="utf-8")
+    _write_modelfile(folder, config, renderer)
     recipe = yaml.safe_dump(_recipe(folder, config), sort_keys=False, allow_unicode=True)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     write_model_card(folder, config, {})
     _copy_licence(folder, config)
+
+
+def _write_modelfile(folder: Path, config: RunConfig, renderer: Renderer) -> None:
+    try:
+        template = renderer.to_ollama()
+    except LlamaFactoryError as error:
+        logger.warning("No Modelfile was written, because Ollama cannot have this chat template: %s", error)
+        return
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts = {**facts.get("text_config", {}), **facts}
+    text = build_modelfile(
+        template=template,
+        system=_default_system(config),
+        stops=renderer.stop_words,
+        context_length=facts.get("max_position_embeddings"),
+    )
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def _recipe(folder: Path, config: RunConfig) -> dict[str, object]:
