@@ -51,8 +51,13 @@ def read_plan(environ: Mapping[str, str], *, count_devices: Callable[[], int]) -
 
     count_devices is called only when the environment leaves the question open. Raises ConfigError naming the variable.
     """
-    if _is_in_group(environ) or env.is_enabled("USE_RAY"):
+    if _is_in_group(environ):
         return None
+    if env.is_enabled("USE_RAY"):
+        raise ConfigError(
+            "USE_RAY: starting through Ray is not available in this version; unset it and set NNODES, NODE_RANK, "
+            "MASTER_ADDR and MASTER_PORT to train on several machines"
+        )
     forced = env.is_enabled("FORCE_TORCHRUN")
     nodes = _nodes(environ)
     processes = _whole(environ, "NPROC_PER_NODE", minimum=1)
