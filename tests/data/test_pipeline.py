@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,3 +229,51 @@ def test_limits_hold_for_every_row(
     assert train is not None
     assert max(train["length"][:]) <= 16
     assert all(any(label != IGNORE_INDEX for label in labels) for labels in train["labels"])
+
+
+PROCESS = """
+import sys
+from transformers import AutoTokenizer
+from llamafactory.config.run import RunConfig
+from llamafactory.config.sections.data import DataConfig
+from llamafactory.config.sections.template import TemplateConfig
+from llamafactory.data.pipeline import build_datasets
+from llamafactory.rendering.renderer import build_renderer
+config = RunConfig(
+    data=DataConfig(dataset=("a",), dataset_dir=sys.argv[1], packing=True, cutoff_len=64, val_size=3),
+    template=TemplateConfig(template="chatml"),
+)
+built = build_datasets(config, build_renderer(AutoTokenizer.from_pretrained(sys.argv[2]), config.template))
+print(len(built.train), len(built.evals["validation"]), built.report.kept, built.train[0]["source"])
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_share_one_preparation(
+    write_set: WriteSet, alpaca_rows: Rows, data_dir: Path, model_dir: Path, own_cache: Path
+) -> None:
+    write_set("a", alpaca_rows(60))
+    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": "7"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(data_dir), str(model_dir)],
+            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert outputs[0] == outputs[1]
+    assert outputs[0].split()[2] == "60"
+    assert entries(own_cache) == 3
+
+
+def test_pretraining_on_messages_says_what_it_reads(
+    make_config: MakeConfig, write_set: WriteSet, renderer: Renderer, log_lines: list[str]
+) -> None:
+    turns = [{"from": "human", "value": "the text"}, {"from": "gpt", "value": "an answer"}]
+    write_set("talks", [{"conversations": turns}], formatting="sharegpt")
+    built = build_datasets(make_config("talks", stage="pt"), renderer)
+    assert len(built.train or ()) == 1
+    assert any("talks: pre-training reads the first message of each row" in line for line in log_lines)

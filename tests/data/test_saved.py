@@ -34,6 +34,7 @@ def test_read_back_without_the_data(saved: str, make_config: MakeConfig, rendere
     assert built.train is not None
     assert built.train["source"][:] == [f"a.json:{number}" for number in range(1, 7)]
     assert {name: len(part) for name, part in built.evals.items()} == {"b": 2}
+    assert not list(Path(saved).parent.glob(".*"))
 
 
 @pytest.mark.parametrize(

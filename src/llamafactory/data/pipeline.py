@@ -36,7 +36,7 @@ from llamafactory.data.sources import NamedRow, Position, Rows
 from llamafactory.data.store import open_dataset, write_batches
 from llamafactory.data.stream import stream_train
 from llamafactory.data.workers import map_ordered
-from llamafactory.logs import get_logger
+from llamafactory.logs import get_logger, notice
 
 _LOGGER = get_logger(__name__)
 
@@ -167,6 +167,8 @@ class _Builder:
         return self._done[entry]
 
     def _make(self, entry: DatasetEntry) -> Dataset:
+        if self._plan.kind == "text" and entry.formatting != "alpaca":
+            notice(f"{entry.name}: pre-training reads the first message of each row; the others have no effect")
         rows = open_rows(entry, self._plan.access)
         facts = {**self._tokens, "data": rows.fingerprint(), "entry": repr(entry), "seed": self._config.training.seed}
         facts |= {"max_samples": self._config.data.max_samples}

@@ -6,6 +6,7 @@ The folder is a `datasets.DatasetDict` on disk plus settings.json. Knows no rend
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,18 +75,21 @@ def exists(folder: Path) -> bool:
 
 
 def save(folder: Path, settings: Settings, train: Dataset | None, evals: Mapping[str, Dataset]) -> None:
-    """Write the sets and their settings; the settings come last, so an unfinished folder is recognised."""
+    """Write the sets and their settings; the folder appears whole, so that no other process reads half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     sets = {} if train is None else {"train": train}
     sets |= {name if name == "validation" else f"{_PREFIX}{name}": dataset for name, dataset in evals.items()}
     bars = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        DatasetDict(sets).save_to_disk(str(folder))
+        DatasetDict(sets).save_to_disk(str(staged))
     finally:
         if not bars:
             enable_progress_bars()
     text = json.dumps(asdict(settings), ensure_ascii=False, indent=2)
-    (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+    (staged / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+    staged.rename(folder)
 
 
 def load(folder: Path, settings: Settings) -> tuple[Dataset | None, dict[str, Dataset]]:
