@@ -107,6 +107,10 @@ class TextEncoder:
         """Id of the added token written `text`, or None."""
         return self._ids.get(text)
 
+    def is_control(self, token_id: int) -> bool:
+        """True for added tokens, which no text runs into."""
+        return token_id in self._names
+
     def token_text(self, token_id: int) -> str:
         """How a token is written."""
         return self._names.get(token_id) or self._backend.id_to_token(token_id) or ""

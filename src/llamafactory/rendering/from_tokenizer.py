@@ -155,8 +155,9 @@ class TokenizerDialect:
                 self._check_literals(conversation, style)
                 return plan, found
         raise DataError(
-            f"{place_of(conversation)}: the tokenizer's chat template changes earlier text when messages "
-            "are added, so nothing shows which tokens are the answers'; name a built-in template with `template: ...`"
+            f"{place_of(conversation)}: the tokenizer's chat template leaves out a part of this conversation, or "
+            "changes earlier text as messages are added, so nothing shows which tokens are the answers'; "
+            "name a built-in template with `template: ...`"
         )
 
     def _check_literals(self, conversation: Conversation, style: str) -> None:

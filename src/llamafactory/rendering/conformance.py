@@ -1,0 +1,182 @@
+"""Whether a model is served what it was trained on: one conversation as training tokens, prompt and exported template.
+
+Compares token ids. Knows renderers and tokenizers, no model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from llamafactory.errors import LlamaFactoryError
+from llamafactory.rendering.calls import read_function_message, read_tools
+from llamafactory.rendering.records import Conversation, Feedback, Message
+from llamafactory.rendering.renderer import Renderer
+from llamafactory.rendering.template import Slot, Template, Token
+from llamafactory.rendering.tokens import Turn
+
+Verdict = Literal["equal", "border", "differs", "unsupported"]
+
+REASONS: Mapping[Verdict, str] = {
+    "border": (
+        "the template writes text, not a control token, before an answer: a serving engine that tokenizes the whole "
+        "conversation may join the two, training and prompts never do"
+    ),
+    "unsupported": "the template refuses this kind of conversation",
+}
+
+_TOOLS = json.dumps(
+    [
+        {
+            "name": "get_weather",
+            "description": "Get the weather of a city",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "City name"},
+                    "unit": {"type": "string", "description": "Unit", "enum": ["celsius", "fahrenheit"]},
+                    "days": {"type": "array", "description": "Days", "items": {"type": "integer"}},
+                },
+                "required": ["city"],
+            },
+        }
+    ]
+)
+_TOKEN = re.compile(r"<<?/?[^<>\s=]+>>?|\[/?[A-Z][A-Za-z_]+\]|\[e~\[|\]~!?b[\[\]]|◁/?[a-z_]+▷")
+_CALL = '{"name": "get_weather", "arguments": {"city": "北京", "days": [1, 2]}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one comparison found; `detail` shows the first difference."""
+
+    case: str
+    verdict: Verdict
+    detail: str = ""
+
+
+def cases() -> dict[str, Conversation]:
+    """The conversations a template is compared on, each ending with an answer."""
+
+    def talk(*texts: str) -> tuple[Message, ...]:
+        return tuple(Message("assistant" if index % 2 else "user", text) for index, text in enumerate(texts))
+
+    tool_use = (Message("function", _CALL), Message("observation", '{"temp": 21}'), Message("assistant", "21 degrees."))
+    return {
+        "single": Conversation(talk("How are you?", "I am fine!")),
+        "system": Conversation(talk("How are you?", "I am fine!"), system="Be terse."),
+        "multi-turn": Conversation(
+            talk("Hi", "Hello.", "1+1?\nExplain.", "It is 2.\n\n- one\n", "再见", "Bye"), "Sys."
+        ),
+        "thinking": Conversation(talk("q1", "<think>\none\n</think>\n\na1", "q2", "<think>\ntwo\n</think>\n\na2")),
+        "tools": Conversation(talk("Hi", "Hello."), system="Sys.", tools=_TOOLS),
+        "tool calls": Conversation((*talk("Weather?"), *tool_use, *talk("Thanks", "Welcome.")), tools=_TOOLS),
+    }
+
+
+def compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Compare, for each case, the ids of training, of the inference prompt and of the exported chat template."""
+    return [_compare(renderer, tokenizer, case, conversation) for case, conversation in cases().items()]
+
+
+def _compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, case: str, conversation: Conversation) -> Finding:
+    prompt = replace(conversation, messages=conversation.messages[:-1])
+    try:
+        turn = renderer.encode([Feedback(conversation, desirable=True)])[0][0]
+        asked = renderer.prompt_ids(prompt)
+        whole = _apply(renderer, tokenizer, conversation, generation=False)
+        open_end = _apply(renderer, tokenizer, prompt, generation=True)
+    except LlamaFactoryError as error:
+        return Finding(case, "unsupported", str(error))
+    except jinja2.TemplateError as error:
+        return Finding(case, "unsupported", f"the exported chat template refuses it: {error}")
+    trained, full = _source_ids(turn), _source_ids(turn) + _target_ids(turn)
+    if trained != asked and trained[: len(asked)] != asked:
+        return Finding(case, "differs", _show(tokenizer, "training", trained, "prompt", asked))
+    pairs = (("prompt", asked, open_end), ("training", full, whole))
+    for name, ours, exported in pairs:
+        if ours != exported:
+            text = renderer.text(prompt, generation=True) if name == "prompt" else renderer.text(conversation)
+            same_text = text == _text(
+                renderer, tokenizer, prompt if name == "prompt" else conversation, name == "prompt"
+            )
+            verdict: Verdict = "border" if same_text and _text_before_answers(renderer, turn) else "differs"
+            return Finding(case, verdict, _show(tokenizer, name, ours, "exported template", exported))
+    return Finding(case, "equal")
+
+
+def _text_before_answers(renderer: Renderer, turn: Turn) -> bool:
+    """True when an answer follows text directly, so that whole-string tokenization may join them."""
+    last = turn.source[-1].ids[-1] if turn.source else None
+    return last is not None and not renderer.encoder.is_control(last)
+
+
+def _source_ids(turn: Turn) -> list[int]:
+    return [token for piece in turn.source for token in piece.ids]
+
+
+def _target_ids(turn: Turn) -> list[int]:
+    return [token for piece in turn.target for token in piece.ids]
+
+
+def _apply(
+    renderer: Renderer, tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, generation: bool
+) -> list[int]:
+    text = _text(renderer, tokenizer, conversation, generation)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _text(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, conversation: Conversation, generation: bool) -> str:
+    tools = [dict(tool) for tool in read_tools(conversation.tools, "")]
+    return tokenizer.apply_chat_template(
+        list(chat_messages(conversation)),
+        tools=tools or None,
+        chat_template=renderer.to_jinja(),
+        add_generation_prompt=generation,
+        tokenize=False,
+    )
+
+
+def chat_messages(conversation: Conversation) -> Iterator[dict[str, object]]:
+    """The messages of a conversation as chat templates of transformers take them."""
+    if conversation.system:
+        yield {"role": "system", "content": conversation.system}
+    for message in conversation.messages:
+        if message.role == "function":
+            before, calls = read_function_message(message.content, ("<tool_call>", "</tool_call>"), conversation.source)
+            written = [
+                {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for call in calls
+            ]
+            yield {"role": "assistant", "content": before, "tool_calls": written}
+        else:
+            yield {"role": "tool" if message.role == "observation" else message.role, "content": message.content}
+
+
+def _show(tokenizer: PreTrainedTokenizerBase, name: str, left: list[int], other: str, right: list[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    near = slice(max(at - 2, 0), at + 3)
+    tokens = tokenizer.convert_ids_to_tokens
+    return f"token {at}: {name} {tokens(left[near])}, {other} {tokens(right[near])}"
+
+
+def control_tokens(template: Template) -> tuple[str, ...]:
+    """The control tokens a template is written with, as far as its slots show: for tokenizers made to test it."""
+    slots: tuple[Slot | None, ...] = (
+        template.user, template.assistant, template.system, template.observation, template.function,
+        template.prefix, template.generation, template.observation_generation,
+    )  # fmt: skip
+    found = dict.fromkeys(template.stop_words)
+    for slot in slots:
+        for part in slot or ():
+            if isinstance(part, Token):
+                found[part.text] = None
+            elif isinstance(part, str):
+                found |= dict.fromkeys(_TOKEN.findall(part))
+    return tuple(found)
