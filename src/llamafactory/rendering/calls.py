@@ -74,20 +74,20 @@ def read_whole_json(text: str) -> object | None:
     return found[0] if found is not None and not text[found[1] :].strip() else None
 
 
-def to_call(value: object, *, arguments: str = "arguments") -> ToolCall | None:
-    """A call from `{"name": ..., arguments: {...}}`; the arguments may be an object or its JSON text."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+def to_call(value: object, *, key: str = "arguments", needed: bool = False) -> ToolCall | None:
+    """A call from `{"name": ..., key: {...}}`; arguments may be an object or its JSON text, and absent unless needed."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str) or (needed and key not in value):
         return None
-    given = value.get(arguments, {})
+    given = value.get(key, {})
     if isinstance(given, str):
         given = read_whole_json(given) if given.strip() else {}
     return ToolCall(value["name"], given) if isinstance(given, Mapping) else None
 
 
-def to_calls(value: object, *, arguments: str = "arguments") -> list[ToolCall] | None:
+def to_calls(value: object, *, key: str = "arguments", needed: bool = False) -> list[ToolCall] | None:
     """Calls from one object or a list of them; None unless every one is a call."""
     items = value if isinstance(value, list) else [value]
-    calls = [call for item in items if (call := to_call(item, arguments=arguments)) is not None]
+    calls = [call for item in items if (call := to_call(item, key=key, needed=needed)) is not None]
     return calls if calls and len(calls) == len(items) else None
 
 

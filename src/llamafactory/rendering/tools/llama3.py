@@ -40,4 +40,4 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
 
 def parse_calls(text: str) -> list[ToolCall] | None:
     """Read an answer that is JSON calls and nothing else, or follows the tag that begins calls."""
-    return to_calls(read_whole_json(text.strip().removeprefix(PYTHON_TAG)), arguments="parameters")
+    return to_calls(read_whole_json(text.strip().removeprefix(PYTHON_TAG)), key="parameters", needed=True)

@@ -32,4 +32,4 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
 
 def parse_calls(text: str) -> list[ToolCall] | None:
     """Read an answer that is JSON calls and nothing else."""
-    return to_calls(read_whole_json(text.strip().removeprefix(CALLS_TAG)))
+    return to_calls(read_whole_json(text.strip().removeprefix(CALLS_TAG)), needed=True)
