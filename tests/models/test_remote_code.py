@@ -56,10 +56,22 @@ def copy(model_dir: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("door", DOORS)
 def test_code_is_refused_and_silent(load, copy: Path, tmp_path: Path, door: str) -> None:
     canary = tmp_path / "canary.txt"
+    plant(copy, "config.json", {"model_type": "brand_new"}, canary)
     plant(copy, *DOORS[door], canary)
     with pytest.raises(ModelError, match=r"names Python code .* unless trust_remote_code: true is set"):
         load(model_name_or_path=str(copy))
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("door", ["config", "model", "tokenizer"])
+def test_a_family_that_transformers_knows_loads_without_the_repositorys_code(
+    load, copy: Path, tmp_path: Path, door: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = tmp_path / "canary.txt"
+    plant(copy, *DOORS[door], canary)
+    load(model_name_or_path=str(copy))
+    assert not canary.exists()
+    assert any("is not run, transformers' own class is used" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("door", FOREIGN)

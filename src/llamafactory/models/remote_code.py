@@ -40,9 +40,15 @@ def refuse_code(folder: Path, source: str, *, trusted: bool) -> None:
     """Check every JSON file of a model, tokenizer or adapter folder.
 
     source: the name the user gave, for messages. trusted: the run says `trust_remote_code: true`. Code from another
-    repository than `source` is refused even then. Raises ModelError.
+    repository than `source` is refused even then. A model family that transformers knows itself needs none of the
+    repository's code: without the flag its `auto_map` is passed over. Raises ModelError.
     """
     references = [found for file in _json_files(folder) for found in _references(file)]
+    if not trusted and _is_native(folder):
+        unused = [found for found in references if _is_passed_over(found)]
+        references = [found for found in references if found not in unused]
+        if unused:
+            logger.info("%s: %s is not run, transformers' own class is used", source, _where(unused[0]))
     foreign = [found for found in references if found.foreign]
     if foreign:
         raise ModelError(
@@ -56,6 +62,23 @@ def refuse_code(folder: Path, source: str, *, trusted: bool) -> None:
         )
     if references:
         logger.warning("trust_remote_code: running Python code of %s (%s)", source, _where(references[0]))
+
+
+def _is_native(folder: Path) -> bool:
+    """True when transformers has its own class for the model type of the folder."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and content.get("model_type") in CONFIG_MAPPING_NAMES
+
+
+def _is_passed_over(found: CodeReference) -> bool:
+    """Entries that the library's loaders only follow when they are allowed to: the top-level `auto_map`."""
+    listed = found.file in {"config.json", "tokenizer_config.json"} and found.key.startswith("auto_map.")
+    return listed and not found.foreign
 
 
 def _where(found: CodeReference) -> str:
