@@ -37,7 +37,9 @@ class Options:
 
 def byte_level(**options: object) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that holds the control tokens of every template."""
-    special = dict.fromkeys(("<s>", "</s>", "<pad>", *(name for item in templates().values() for name in control_tokens(item))))
+    special = dict.fromkeys(
+        ("<s>", "</s>", "<pad>", *(name for item in templates().values() for name in control_tokens(item)))
+    )
     tokenizer = build_tokenizer(
         TEXTS, vocab_size=900, special_tokens=list(special), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
@@ -46,7 +48,7 @@ def byte_level(**options: object) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_like(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that puts blanks in front of text: `first`, `always` (Metaspace), `prepend` (normalizer), `unigram`."""
+    """A tokenizer that puts blanks in front of text, by `first` or `always` (Metaspace), `prepend` or `unigram`."""
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
     backend = Tokenizer(models.Unigram() if kind == "unigram" else models.BPE(unk_token="<unk>"))
     if kind == "prepend":
@@ -87,7 +89,11 @@ def render_with(fresh: Callable[[], PreTrainedTokenizerFast]) -> Callable[..., R
     """Builds a renderer from option values, on a fresh tokenizer unless one is given."""
 
     def build(
-        template: str | None = None, *, tokenizer: object = None, split_special_tokens: bool | None = None, **options: object
+        template: str | None = None,
+        *,
+        tokenizer: object = None,
+        split_special_tokens: bool | None = None,
+        **options: object,
     ) -> Renderer:
         chosen = fresh() if tokenizer is None else tokenizer
         return build_renderer(chosen, Options(template, **options), split_special_tokens=split_special_tokens)

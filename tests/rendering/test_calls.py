@@ -33,7 +33,9 @@ def test_an_unreadable_function_message_names_the_row(content: str) -> None:
 
 @pytest.mark.parametrize("text", ["{bad", '["f"]', '[{"description": "no name"}]', "3"])
 def test_unreadable_tools_name_the_row(text: str) -> None:
-    with pytest.raises(DataError, match=r"talk\.json:7: tools must be a JSON list of function schemas, each with a name"):
+    with pytest.raises(
+        DataError, match=r"talk\.json:7: tools must be a JSON list of function schemas, each with a name"
+    ):
         read_tools(text, "talk.json:7")
 
 

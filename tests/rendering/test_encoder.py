@@ -45,7 +45,9 @@ def test_segments_have_the_ids_of_the_whole_string(blank_tokenizer: PreTrainedTo
 
 def test_a_byte_level_tokenizer_with_a_prefix_space_is_matched_too(tokenizer: PreTrainedTokenizerFast) -> None:
     state = tokenizer.backend_tokenizer.to_str().replace('"add_prefix_space":false', '"add_prefix_space":true')
-    spaced = PreTrainedTokenizerFast(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(state), eos_token="</s>")
+    spaced = PreTrainedTokenizerFast(
+        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(state), eos_token="</s>"
+    )
     text = "hello<|im_start|>user\nhi<|im_end|> there"
     assert pieces(TextEncoder(spaced), text) == spaced(text, add_special_tokens=False)["input_ids"]
 
@@ -81,7 +83,9 @@ def test_the_callers_tokenizer_is_left_as_it_was(tokenizer: PreTrainedTokenizerF
     TextEncoder(tokenizer).encode(["<s> hi"], ["start"])
     assert tokenizer.backend_tokenizer.to_str() == before
     assert tokenizer.backend_tokenizer.encode_special_tokens is False
-    assert tokenizer("<|eot_id|>", add_special_tokens=False)["input_ids"] == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    assert tokenizer("<|eot_id|>", add_special_tokens=False)["input_ids"] == [
+        tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    ]
 
 
 def test_an_encoder_survives_pickling(tokenizer: PreTrainedTokenizerFast) -> None:

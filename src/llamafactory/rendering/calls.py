@@ -75,7 +75,7 @@ def read_whole_json(text: str) -> object | None:
 
 
 def to_call(value: object, *, key: str = "arguments", needed: bool = False) -> ToolCall | None:
-    """A call from `{"name": ..., key: {...}}`; arguments may be an object or its JSON text, and absent unless needed."""
+    """A call from `{"name": ..., key: {...}}`; arguments: an object or its JSON text, absent unless needed."""
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str) or (needed and key not in value):
         return None
     given = value.get(key, {})

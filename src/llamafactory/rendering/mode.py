@@ -56,6 +56,10 @@ def exchanges(conversation: Conversation, *, open_end: bool) -> Iterator[Exchang
 
     Raises DataError when prompts and answers do not take turns; several tool results in a row are one prompt.
     """
+    if not conversation.messages:
+        raise DataError(
+            f"{place_of(conversation)}: the conversation has no messages; at least a user message is needed"
+        )
     prompts: list[Message] = []
     number, count = 0, len(conversation.messages)
     for index, message in enumerate(conversation.messages):
@@ -82,10 +86,7 @@ def place_of(conversation: Conversation) -> str:
 
 
 def _out_of_order(conversation: Conversation, index: int, reason: str) -> DataError:
-    place = place_of(conversation)
-    if not conversation.messages:
-        return DataError(f"{place}: the conversation has no messages; at least one user message is needed")
     return DataError(
-        f"{place}: message {index + 1} of {len(conversation.messages)} has role {conversation.messages[index].role!r}, "
-        f"but {reason}; reorder or remove the message"
+        f"{place_of(conversation)}: message {index + 1} of {len(conversation.messages)} has role "
+        f"{conversation.messages[index].role!r}, but {reason}; reorder or remove the message"
     )

@@ -29,7 +29,7 @@ from llamafactory.rendering.template import Template, get_template
 from llamafactory.rendering.thinking import ThinkingMode
 from llamafactory.rendering.tokenizer_fix import TokenizerChanges, fix_tokenizer
 from llamafactory.rendering.tokens import Piece, Turn
-from llamafactory.rendering.tools import ToolFormat, load_tool_format
+from llamafactory.rendering.tools import load_tool_format
 
 DEFAULT_DATE = "26 Jul 2024"
 """Today's date in prompts that state one, when `template_date` is left out; the clock is never read."""
@@ -79,14 +79,15 @@ class Dialect(Protocol):
 class Renderer:
     """Turns records into tokens. Build it with `build_renderer`.
 
-    stop_ids: tokens that end an answer. changes: what was changed in the tokenizer. text_frame: ids
-    before and behind plain text. fingerprint: changes whenever the same records would render to other tokens.
+    tool_format: name of the format whose calls are read. stop_ids: tokens that end an answer. changes: what was changed
+    in the tokenizer. text_frame: ids before and behind plain text. fingerprint: changes whenever the same records would
+    render to other tokens.
     """
 
     name: str
     dialect: Dialect
     encoder: TextEncoder
-    tool_format: ToolFormat
+    tool_format: str
     stop_ids: tuple[int, ...]
     changes: TokenizerChanges
     text_frame: tuple[tuple[int, ...], tuple[int, ...]]
@@ -129,7 +130,7 @@ class Renderer:
 
     def parse_tools(self, text: str) -> list[ToolCall] | str:
         """The tool calls a model wrote, or the text itself when it holds none or a broken one."""
-        return self.tool_format.parse_calls(text) or text
+        return load_tool_format(self.tool_format).parse_calls(text) or text
 
     def to_jinja(self) -> str:
         """A chat template for transformers and serving engines that renders the text this renderer tokenizes."""
@@ -234,16 +235,13 @@ def build_renderer(
     encoder = TextEncoder(tokenizer, read_controls=split_special_tokens is False)
     stop_ids = _stop_ids(template, encoder)
     thinking = ThinkingMode(config.enable_thinking, config.preserve_thinking)
-    tool_format = load_tool_format(template.tool_format)
     date = spell_date(config.template_date)
-    dialect = SlotDialect(
-        template, encoder, tool_format=tool_format, thinking=thinking, date=date, stop_ids=frozenset(stop_ids)
-    )
+    dialect = SlotDialect(template, encoder, thinking=thinking, date=date, stop_ids=frozenset(stop_ids))
     return Renderer(
         name=template.name,
         dialect=dialect,
         encoder=encoder,
-        tool_format=tool_format,
+        tool_format=template.tool_format,
         stop_ids=stop_ids,
         changes=changes,
         text_frame=_text_frame(tokenizer, encoder, template.text_end),
@@ -271,7 +269,7 @@ def _own_renderer(tokenizer: PreTrainedTokenizerBase, config: TemplateOptions, *
         name="tokenizer",
         dialect=dialect,
         encoder=encoder,
-        tool_format=load_tool_format(config.tool_format or _likely_tool_format(tokenizer.chat_template)),
+        tool_format=config.tool_format or _likely_tool_format(tokenizer.chat_template),
         stop_ids=stop_ids,
         changes=changes,
         text_frame=_text_frame(tokenizer, encoder, ""),
@@ -286,6 +284,7 @@ def _configured(template: Template, config: TemplateOptions) -> Template:
     if config.default_system is not None:
         template = replace(template, default_system=config.default_system)
     if config.tool_format is not None:
+        load_tool_format(config.tool_format)
         template = replace(template, tool_format=config.tool_format)
     return template
 

@@ -19,7 +19,7 @@ from llamafactory.rendering.ollama import Frame, ollama_template
 from llamafactory.rendering.records import Conversation, Message
 from llamafactory.rendering.template import BOS, CONTENT, Part, Placeholder, Slot, Special, Template, Token
 from llamafactory.rendering.thinking import ThinkingMode, ThoughtRule, split_thought
-from llamafactory.rendering.tools import ToolFormat
+from llamafactory.rendering.tools import ToolFormat, load_tool_format
 
 Raw = int | str | Placeholder
 Op = tuple[int, ...] | str | Placeholder
@@ -48,14 +48,12 @@ class SlotDialect:
         template: Template,
         encoder: TextEncoder,
         *,
-        tool_format: ToolFormat,
         thinking: ThinkingMode,
         date: str,
         stop_ids: frozenset[int],
     ) -> None:
         self.template = template
         self._encoder = encoder
-        self._tool_format = tool_format
         self._thinking = thinking
         self._date = date
         compiled = functools.partial(compile_slot, encoder=encoder, name=template.name)
@@ -99,6 +97,10 @@ class SlotDialect:
         slot, fragments = self._answer(other, conversation, drop=rule.drop, empty=empty)
         self._write_target(layout, slot, fragments, weight=1.0, tail=0.0)
         layout.finish()
+
+    @property
+    def _tool_format(self) -> ToolFormat:
+        return load_tool_format(self.template.tool_format)
 
     def to_jinja(self) -> str:
         """The chat template that renders the same text."""
@@ -234,7 +236,7 @@ def _write(layout: Layout, ops: Ops, weight: float, *, content: Writer | None = 
             layout.ids(op, weight)
         elif isinstance(op, str):
             layout.text(op, weight, control=True)
-        elif op is not CONTENT:
+        elif op != CONTENT:
             layout.text(str(turn + 1), weight, control=True)
         elif content is not None:
             content()

@@ -6,6 +6,7 @@ the text for `tools`, may use `date_string`) and `CALLS_JINJA` (writes the text 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -39,6 +40,7 @@ class ToolFormat(Protocol):
         ...
 
 
+@functools.cache
 def load_tool_format(name: str) -> ToolFormat:
     """The tool format called `name`. Raises ConfigError when there is none."""
     return cast("ToolFormat", FORMATS.load(name))
