@@ -26,3 +26,8 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes in the group; 1 when not launched in a group."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def in_group() -> bool:
+    """True when a launcher started this process as part of a group, even of a group of one."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ

@@ -33,7 +33,8 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
         options.setdefault("metric_for_best_model", "loss")
     if config.training.use_cpu or not torch.accelerator.is_available():
         options |= _on_cpu(config)
-    options.setdefault("ddp_find_unused_parameters", False)  # also in a group of one process
+    if env.in_group():
+        options.setdefault("ddp_find_unused_parameters", False)
     return _construct(options)
 
 
@@ -47,7 +48,7 @@ def _on_cpu(config: RunConfig) -> dict[str, object]:
     if config.training.extra.get("tf32"):
         raise ConfigError(f"{config.place('tf32')}: tf32: true needs a GPU, and this run uses the CPU; remove tf32")
     options: dict[str, object] = {"use_cpu": True, "dataloader_pin_memory": False}
-    if config.training.ddp_backend is None:
+    if env.in_group() and config.training.ddp_backend is None:
         options["ddp_backend"] = "gloo"
     return options
 
