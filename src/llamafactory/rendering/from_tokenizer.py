@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llamafactory.errors import ConfigError, DataError
-from llamafactory.rendering.answer_spans import AnswerText, Bit, Plan, make_plan, mark
+from llamafactory.rendering.answer_spans import AnswerText, Bit, Plan, bits_of, make_plan, mark
 from llamafactory.rendering.calls import ToolCall, read_function_message, read_tools, wrap
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.layout import Layout
@@ -127,22 +127,23 @@ class TokenizerDialect:
         if bare is None:
             raise unusable("the texts around its messages cannot be told apart")
         first, second = bare.turns
-        stop = "".join(bit for bit in first.target if isinstance(bit, str))
-        head, generation = str(second.source[0]), "".join(map(str, second.source[2:]))
-        after = _common_prefix(head, "".join(map(str, bare.tail)))
-        head = head[len(after) :]
+        before_user, generation = _split_at_mark(second.source)
+        answer_head, stop = _split_at_mark(first.target)
+        after = _shared_prefix(before_user, "".join(map(str, bare.tail)))
+        head = before_user[len(after) :]
         frame = Frame(
-            prefix=str(first.source[0]).removesuffix(head),
+            prefix=_split_at_mark(first.source)[0].removesuffix(head),
             user=(head, ""),
             generation=generation,
-            answer=("", stop + after),
+            answer=(answer_head, stop + after),
         )
         if full is None:
             return frame
-        before, _, between = full.turns[0].source[:3]
-        if str(between).endswith(head):
-            return replace(frame, system=(str(before), str(between).removesuffix(head)), prefix_in_system=True)
-        return replace(frame, system=("", str(between)), merged=True)
+        before, behind = _split_at_mark(full.turns[0].source)
+        between = _split_at_mark(bits_of(behind))[0]
+        if between.endswith(head):
+            return replace(frame, system=(before, between.removesuffix(head)), prefix_in_system=True)
+        return replace(frame, system=("", between), merged=True)
 
     def _read(self, conversation: Conversation, *, open_end: bool) -> tuple[Plan, Sequence[ChatText]]:
         """The plan of a conversation and the texts its marks stand for, as the template writes them."""
@@ -354,6 +355,14 @@ def _spell(bits: Sequence[Bit], texts: Sequence[ChatText]) -> str:
     return "".join(bit if isinstance(bit, str) else texts[bit].text for bit in bits)
 
 
-def _common_prefix(left: str, right: str) -> str:
+def _split_at_mark(bits: Sequence[Bit]) -> tuple[str, str]:
+    """The text before the first message's text and behind it, later ones still marked."""
+    at = next(index for index, bit in enumerate(bits) if isinstance(bit, int))
+    return tuple(  # type: ignore[return-value]
+        "".join(bit if isinstance(bit, str) else mark(bit) for bit in part) for part in (bits[:at], bits[at + 1 :])
+    )
+
+
+def _shared_prefix(left: str, right: str) -> str:
     size = next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     return left[:size]
