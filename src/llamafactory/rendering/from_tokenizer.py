@@ -285,7 +285,9 @@ class TokenizerDialect:
     def _make_plan(self, conversation: Conversation, style: str, *, open_end: bool) -> Plan | None:
         chat = self._chat(conversation, style)
         whole = self._render(chat.messages, conversation, open_end=open_end)
-        if any(text.text and text.needed and mark(number) not in whole for number, text in enumerate(chat.texts)):
+        marked = self._chat(conversation, "texts") if style == "literal" else chat
+        shown = whole if marked is chat else self._render(marked.messages, conversation, open_end=open_end)
+        if any(text.text and text.needed and mark(number) not in shown for number, text in enumerate(marked.texts)):
             return None
         answers = [
             self._around(conversation, chat, index)
@@ -358,9 +360,10 @@ def _spell(bits: Sequence[Bit], texts: Sequence[ChatText]) -> str:
 def _split_at_mark(bits: Sequence[Bit]) -> tuple[str, str]:
     """The text before the first message's text and behind it, later ones still marked."""
     at = next(index for index, bit in enumerate(bits) if isinstance(bit, int))
-    return tuple(  # type: ignore[return-value]
+    before, behind = (
         "".join(bit if isinstance(bit, str) else mark(bit) for bit in part) for part in (bits[:at], bits[at + 1 :])
     )
+    return before, behind
 
 
 def _shared_prefix(left: str, right: str) -> str:
