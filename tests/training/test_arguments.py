@@ -85,6 +85,28 @@ def test_packing_that_leaks_is_refused(tmp_path: Path) -> None:
         make_trainer(run_config(tmp_path, packing=True), model)
 
 
+def test_a_model_without_positions_cannot_pack() -> None:
+    class Plain(torch.nn.Module):
+        """Takes ids alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_model()
+            self.config = self.inner.config
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> object:
+            return self.inner(input_ids=input_ids, use_cache=use_cache)
+
+    with pytest.raises(ConfigError, match=r"packing: Plain takes no position ids"):
+        check_isolation(Plain(), flat=True)
+
+
+def test_uploads_are_not_the_trainers_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = run_config(tmp_path, push_to_hub=True, hub_model_id="someone/something", hub_strategy="every_save")
+    assert not build_training_arguments(config).push_to_hub
+    assert "hub_strategy has no effect: the finished run is uploaded once" in caplog.text
+
+
 def test_only_known_arguments_reach_the_library(tmp_path: Path) -> None:
     config = run_config(tmp_path, predict_with_generate=True)
     names = {item.name for item in dataclasses.fields(build_training_arguments(config))}

@@ -192,3 +192,30 @@ def test_the_reference_of_a_full_model_is_a_copy_that_stays() -> None:
             model.lm_head.weight.add_(1.0)
         assert torch.equal(frozen.lm_head.weight, before)
     assert isinstance(build_reference(with_lora(tiny_model())), AdapterOff)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), CrossEntropy(label_smoothing=0.2), Asft(alpha=0.5)])
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "lm_head"], None])
+def test_chunks_change_neither_loss_nor_gradient(objective: CrossEntropy, target: object) -> None:
+    model = tiny_model("gemma2", final_logit_softcapping=2.0)
+    model = model if target is None else with_lora(model, target_modules=target)
+    batch = padded(examples(LENGTHS))
+    results = []
+    for max_logits in (2**25, 4 * VOCAB):
+        scores = TokenScorer(objective, build_reference(model), max_logits=max_logits)(model, batch)
+        loss = objective(scores, batch).loss_sum
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    assert largest_difference(results[0][1], results[1][1]) < 1e-5
+
+
+def test_a_frozen_head_is_called_once_per_chunk() -> None:
+    model = with_lora(tiny_model())
+    batch = padded(examples(LENGTHS))
+    calls: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
+    objective = CrossEntropy()
+    objective(TokenScorer(objective, max_logits=32 * VOCAB)(model, batch), batch).loss_sum.backward()
+    count = int(objective.count(batch))
+    assert calls == [8, 16, 16, count - 32] and count > 32

@@ -49,7 +49,7 @@ def test_a_nested_value_comes_back(tmp_path: Path) -> None:
 def test_plain_values_are_json(tmp_path: Path) -> None:
     save_plain(tmp_path / "plain.json", {"base": [0.1, torch.tensor(0.25)], "lambdas": [None], "best": math.inf})
     assert load_plain(tmp_path / "plain.json") == {"base": [0.1, 0.25], "lambdas": [None], "best": math.inf}
-    with pytest.raises(CheckpointError, match="plain.json: a state with tensors cannot be saved as JSON"):
+    with pytest.raises(CheckpointError, match=r"plain.json: a state with tensors cannot be saved as JSON"):
         save_plain(tmp_path / "plain.json", {"x": torch.zeros(2)})
 
 

@@ -56,7 +56,6 @@ PRIVATE = {
     "create_scheduler": ["num_training_steps", "optimizer"],
     "log": ["logs", "start_time"],
     "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
 }  # fmt: skip
 
 
@@ -205,7 +204,7 @@ def test_the_guard_counts_successive_steps_only() -> None:
     guard.observe(finite=False, **facts)
     guard.observe(finite=True, **facts)
     guard.observe(finite=False, **facts)
-    with pytest.raises(DivergedError, match="loss nan, gradient norm inf, learning rate 0.1; a test"):
+    with pytest.raises(DivergedError, match=r"loss nan, gradient norm inf, learning rate 0.1; a test"):
         guard.observe(finite=False, **facts)
 
 

@@ -18,6 +18,7 @@ _FIXED: dict[str, object] = {
     "label_names": ["labels"],
     "disable_tqdm": True,  # the progress line is ours
     "train_sampling_strategy": "random",  # the order is ours
+    "push_to_hub": False,  # the finished artefact is uploaded, once
 }
 
 
@@ -33,6 +34,8 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
         options.setdefault("metric_for_best_model", "loss")
     if config.training.use_cpu or not torch.accelerator.is_available():
         options |= _on_cpu(config)
+    if config.training.push_to_hub and "hub_strategy" in config.training.extra:
+        notice("hub_strategy has no effect: the finished run is uploaded once")
     if env.in_group():
         options.setdefault("ddp_find_unused_parameters", False)
     return _construct(options)

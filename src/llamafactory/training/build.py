@@ -5,6 +5,7 @@ The only module of the room that puts the others together.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
-from llamafactory.training.scoring import TokenScorer
+from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -64,7 +65,7 @@ def build_trainer(
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
         objective=objective,
-        scorer=TokenScorer(objective, build_reference(model) if objective.needs_reference else None),
+        scorer=_scorer(objective, model, args),
         order=training_order(config, args, datasets.train, layout),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),
@@ -96,6 +97,13 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
         global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LengthGroupedSampler(dataset["length"], global_batch_size, seed=seed)
     return ShuffledSampler(len(dataset), seed)
+
+
+def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> TokenScorer:
+    reference = build_reference(model) if objective.needs_reference else None
+    # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
+    sharded = bool(args.fsdp or args.deepspeed)
+    return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
 
 
 def _collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Collator:

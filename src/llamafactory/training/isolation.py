@@ -32,6 +32,11 @@ def check_isolation(model: PreTrainedModel, *, flat: bool) -> None:
             _logits(model, torch.cat([before, second]).repeat(rows, 1), places.repeat(rows, 1))[:, PROBE_TOKENS:]
             for before in (first, second)
         )
+    except TypeError as error:
+        raise ConfigError(
+            f"packing: {type(model).__name__} takes no position ids, so packed examples would see each other; "
+            "set packing: false and batch_layout: padded"
+        ) from error
     finally:
         model.train(was_training)
     if not torch.allclose(after_first.float(), after_second.float(), rtol=1e-2, atol=1e-3):

@@ -1,14 +1,13 @@
 """Log-probabilities of the supervised tokens of a batch, without the logits of the others.
 
-A forward pre-hook on the output embedding keeps the hidden states that predict a supervised token, so the vocabulary
-projection, the soft-max and their gradients run on those N positions alone. The model's own forward runs unchanged:
-logit soft-capping and scaling, PEFT and DDP wrappers, router losses keep working. Knows no stage.
+The vocabulary projection, the soft-max and their gradients run on supervised positions alone, and in chunks when these
+are many. Knows no stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -18,18 +17,19 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llamafactory.errors import ModelError
 from llamafactory.logs import notice
 from llamafactory.objectives import Batch, Objective, Scores, supervised
+from llamafactory.training.projection import Projection, UnknownLogitsError, project
 from llamafactory.training.reference import ReferencePolicy
 
 MAX_LOGITS = 2**25
-"""Logits held at once (128 MiB in fp32). More are scored in chunks, which the backward pass computes again."""
+"""Logits held at once: 128 MiB in fp32. A batch with more is scored in chunks: of this size where the output embedding
+learns and chunks must be computed twice, of half of it where they cost nothing extra."""
 
 NOT_MODEL_INPUTS = frozenset({"labels", "weights", "reference_logps", "length", "source"})
 """Columns of a batch that are for objectives or reports, not for the model."""
 
-Finish = Callable[[Tensor], Tensor]
+Part = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 
 
 class Scorer(Protocol):
@@ -84,56 +84,18 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Projection:
-    """Hidden states [N, H] of one forward, the logits [n, V] of the first n, and how to get the others."""
+class _WithSlopes(torch.autograd.Function):
+    """Values [n] whose derivatives by the rows of `hidden` [n, H] are known: value i depends on row i alone."""
 
-    hidden: Tensor
-    first: Tensor
-    head: nn.Module
-    finish: Finish
-    autocast: Callable[[], AbstractContextManager[object]]
-    switch: Callable[[], AbstractContextManager[object]]
-    aux_loss: Tensor | None
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return values.clone()
 
-    def logits(self, start: int, stop: int) -> Tensor:
-        """[stop - start, V] fp32."""
-        if stop <= self.first.shape[0]:
-            return self.first[start:stop].float()
-        with self.autocast(), self.switch():
-            return self.finish(self.head(self.hidden[None, start:stop]))[0].float()
-
-
-@dataclass
-class _Hooked:
-    """What the hooks on the output embedding saw during one forward."""
-
-    head: nn.Module
-    index: Tensor
-    limit: int
-    hidden: Tensor | None = None
-    raw: Tensor | None = None
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-
-    def narrow(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0]
-        self.hidden = states.reshape(-1, states.shape[-1]).index_select(0, self.index)
-        device = states.device.type
-        if torch.is_autocast_enabled(device):
-            self.autocast = partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device))
-        return (self.hidden[None, : self.limit], *args[1:])
-
-    def record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.raw = output.detach()
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        handles = [self.head.register_forward_pre_hook(self.narrow), self.head.register_forward_hook(self.record)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None
 
 
 @dataclass
@@ -147,14 +109,14 @@ class TokenScorer:
     reference: ReferencePolicy | None = None
     max_logits: int = MAX_LOGITS
     _chunkable: bool = field(default=True, init=False)
+    _learns_from_stats: bool = field(default=False, init=False)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scores:
         """Run the model on a batch; gradients flow to `logps`, `stats` and `aux_loss`. Raises ModelError."""
         kept = kept_positions(batch)
         reference = self._reference(batch, kept) if self.objective.needs_reference else None
-        policy = self._project(model, batch, kept, switch=nullcontext)
-        parts = [self._chunk(policy, reference, kept.targets, bounds) for bounds in self._bounds(kept, policy)]
-        logps, reference_logps, stats = zip(*parts, strict=True)
+        policy = self._project(model, batch, kept, nullcontext)
+        logps, reference_logps, stats = zip(*self._parts(model, policy, reference, kept.targets), strict=True)
         return Scores(
             logps=torch.cat(logps),
             targets=kept.targets,
@@ -165,92 +127,77 @@ class TokenScorer:
             aux_loss=policy.aux_loss,
         )
 
-    def _bounds(self, kept: Kept, policy: _Projection) -> list[tuple[int, int]]:
-        num_tokens, size = kept.targets.numel(), max(1, policy.first.shape[0])
-        return [(start, min(start + size, num_tokens)) for start in range(0, max(1, num_tokens), size)]
+    def _parts(self, model: nn.Module, policy: Projection, reference: Projection | None, targets: Tensor) -> list[Part]:
+        """Scores of all chunks in order.
+
+        A chunk's logits are freed at once. Under a frozen head the slope of each log-probability by its hidden state is
+        kept in their place, which the backward pass would compute anyway; otherwise it computes the chunk again.
+        """
+        if policy.whole is not None:
+            other = None if reference is None else _logits(reference, slice(None))
+            return [self._score(policy.whole.float(), other, targets)]
+        size = self._chunk_size(model)
+        found = []
+        for start in range(0, targets.numel(), size):
+            place = slice(start, start + size)
+            chunk = partial(self._chunk, policy, reference, targets, place)
+            if not torch.is_grad_enabled():
+                found.append(chunk(policy.hidden[place]))
+            elif policy.head_learns or self._learns_from_stats:
+                found.append(checkpoint(chunk, policy.hidden[place], use_reentrant=False))
+            else:
+                found.append(self._with_slopes(chunk, policy.hidden[place]))
+        return found
 
     def _chunk(
-        self, policy: _Projection, reference: _Projection | None, targets: Tensor, bounds: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Score tokens [start, stop); all but the model's own first logits are recomputed in the backward pass."""
+        self, policy: Projection, reference: Projection | None, targets: Tensor, place: slice, hidden: Tensor
+    ) -> Part:
+        other = None if reference is None else _logits(reference, place)
+        return self._score(policy.logits(hidden), other, targets[place])
 
-        def score() -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-            logits, wanted = policy.logits(*bounds), targets[slice(*bounds)]
-            other = None if reference is None else reference.logits(*bounds)
-            stats = self.objective.token_stats(logits, wanted, other)
-            return token_logps(logits, wanted), None if other is None else token_logps(other, wanted), stats
+    def _score(self, logits: Tensor, other: Tensor | None, targets: Tensor) -> Part:
+        stats = self.objective.token_stats(logits, targets, other)
+        return token_logps(logits, targets), None if other is None else token_logps(other, targets), stats
 
-        if bounds[0] == 0 or not torch.is_grad_enabled():
-            return score()
-        return checkpoint(score, use_reentrant=False)
+    def _with_slopes(self, chunk: Callable[[Tensor], Part], hidden: Tensor) -> Part:
+        alone = hidden.detach().requires_grad_()
+        logps, reference_logps, stats = chunk(alone)
+        if any(value.requires_grad for value in stats.values()):
+            self._learns_from_stats = True
+            return checkpoint(chunk, hidden, use_reentrant=False)
+        (slopes,) = torch.autograd.grad(logps.sum(), alone)
+        return _WithSlopes.apply(hidden, logps.detach(), slopes), reference_logps, stats
 
     @torch.no_grad()
-    def _reference(self, batch: Batch, kept: Kept) -> _Projection:
+    def _reference(self, batch: Batch, kept: Kept) -> Projection:
         if self.reference is None:
             raise ValueError("the objective needs a reference policy, but the trainer was given none")
         with self.reference.active() as model:
             head = extract_model_from_parallel(model).get_output_embeddings()
-            return self._project(model, batch, kept, switch=partial(self.reference.active, head))
+            return self._project(model, batch, kept, partial(self.reference.active, head))
 
     def _project(
-        self, model: nn.Module, batch: Batch, kept: Kept, *, switch: Callable[[], AbstractContextManager[object]]
-    ) -> _Projection:
+        self, model: nn.Module, batch: Batch, kept: Kept, switch: Callable[[], AbstractContextManager[object]]
+    ) -> Projection:
+        inputs = {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
+        max_tokens = self._chunk_size(model) if self._chunkable else kept.index.numel()
+        try:
+            return project(model, inputs, kept.index, max_tokens=max_tokens, switch=switch)
+        except UnknownLogitsError:
+            notice(f"{type(model).__name__} changes its logits in a way of its own: batches are scored in one piece")
+            self._chunkable = False
+            return project(model, inputs, kept.index, max_tokens=kept.index.numel(), switch=switch)
+
+    def _chunk_size(self, model: nn.Module) -> int:
         core = extract_model_from_parallel(model, keep_torch_compile=False)
         head = core.get_output_embeddings()
-        if head is None:
-            raise ModelError(
-                f"{type(core).__name__} has no output embedding, so it cannot be trained as a language model"
-            )
-        num_tokens, vocab_size = kept.targets.numel(), core.config.get_text_config().vocab_size
-        limit = max(1, self.max_logits // vocab_size) if self._chunkable else max(1, num_tokens)
-        hooked = _Hooked(head, kept.index, limit)
-        inputs = {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
-        with hooked.attached():
-            output = model(**inputs, use_cache=False, return_dict=True)
-        if hooked.hidden is None or hooked.raw is None or output.logits.shape[1] != min(limit, num_tokens):
-            raise ModelError(
-                f"{type(core).__name__} does not pass its hidden states through its output embedding, "
-                "so its supervised tokens cannot be scored"
-            )
-        finish: Finish | None = _identity
-        if num_tokens > limit:
-            finish = _find_finish(hooked.raw, output.logits, core.config.get_text_config())
-        if finish is None:
-            notice(
-                f"{type(core).__name__} changes its logits in a way of its own: large batches are scored in one piece"
-            )
-            self._chunkable = False
-            return self._project(model, batch, kept, switch=switch)
-        return _Projection(
-            hooked.hidden, output.logits[0], head, finish, hooked.autocast, switch, _aux_loss(core, output)
-        )
+        learns = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+        max_logits = self.max_logits if learns else self.max_logits // 2
+        return max(1, max_logits // core.config.get_text_config().vocab_size)
 
 
-def _identity(logits: Tensor) -> Tensor:
-    return logits
-
-
-def _find_finish(raw: Tensor, final: Tensor, config: Any) -> Finish | None:
-    """What a model does to its logits after the output embedding: the candidate that turns `raw` into `final`."""
-    candidates: list[Finish] = [_identity]
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap:
-        candidates.append(lambda logits: torch.tanh(logits / cap) * cap)
-    for name in ("logits_scaling", "logit_scale", "lm_head_multiplier"):
-        factor = getattr(config, name, None)
-        if factor:
-            candidates += [partial(torch.mul, other=factor), partial(torch.div, other=factor)]
-    probe, wanted = raw[:, :8], final[:, :8].detach().float()
-    fitting = (finish for finish in candidates if torch.allclose(finish(probe).float(), wanted, rtol=1e-5, atol=1e-6))
-    return next(fitting, None)
-
-
-def _aux_loss(core: Any, output: Any) -> Tensor | None:
-    """The router loss of a mixture-of-experts model, times its coefficient; None for other models."""
-    loss = getattr(output, "aux_loss", None)
-    if loss is None:
-        return None
-    coefficient = getattr(core, "router_aux_loss_coef", None)
-    if coefficient is None:
-        coefficient = getattr(core.config.get_text_config(), "router_aux_loss_coef", 0.0)
-    return loss * coefficient
+@torch.no_grad()
+def _logits(reference: Projection, place: slice) -> Tensor:
+    if reference.whole is not None:
+        return reference.whole[place].float()
+    return reference.logits(reference.hidden[place])

@@ -43,6 +43,7 @@ class Trainer(transformers.Trainer):
 
     loss_is_scaled_for_ga = True
     optimizer: torch.optim.Optimizer | None
+    _total_loss_scalar: float
     control: TrainerControl
 
     def __init__(
@@ -241,9 +242,7 @@ class Trainer(transformers.Trainer):
             logger.warning("Step %d: no checkpoint is written after a non-finite loss", self.state.global_step)
             return
         self.store_flos()
-        folder = run_state.save_checkpoint(self)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
+        run_state.save_checkpoint(self)
 
     def store_callback_states(self) -> None:
         """Copy the state of callbacks that keep one into the trainer state, for a checkpoint."""
