@@ -71,9 +71,10 @@ class Layout:
         self._side = self.drafts[-1].source
 
     def target(self) -> None:
-        """Begin the answer; it is encoded on its own."""
+        """Begin the answer, encoded on its own. Without any prompt nothing is left to teach an earlier stop with."""
         self._close()
         self._eat = False
+        self._unstopped = 0.0
         self._side = self.drafts[-1].target
         self._target_place = self._place
 
