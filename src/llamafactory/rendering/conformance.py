@@ -48,7 +48,7 @@ _TOOLS = json.dumps(
         }
     ]
 )
-_TOKEN = re.compile(r"<<?/?[^<>\s=]+>>?|\[/?[A-Z][A-Za-z_]+\]|\[e~\[|\]~!?b[\[\]]|◁/?[a-z_]+▷")
+_TOKEN = re.compile(r"<<?/?[^<>\s=]+>>?|\[/?[A-Z][A-Za-z_]+\]|\[\|[a-z]+\|\]|\[gMASK\]|\[e~\[|\]~!?b[\[\]]|◁/?[a-z_]+▷")
 _CALL = '{"name": "get_weather", "arguments": {"city": "北京", "days": [1, 2]}}'
 
 
@@ -169,8 +169,9 @@ def _show(tokenizer: PreTrainedTokenizerBase, name: str, left: list[int], other:
 def control_tokens(template: Template) -> tuple[str, ...]:
     """The control tokens a template is written with, as far as its slots show: for tokenizers made to test it."""
     slots: tuple[Slot | None, ...] = (
-        template.user, template.assistant, template.system, template.observation, template.function,
-        template.prefix, template.generation, template.observation_generation,
+        template.user, template.assistant, template.system, template.observation, template.function, template.tools,
+        template.prefix, template.generation, template.observation_generation, template.tool_call_words,
+        template.thought_words if template.reasoning else (),
     )  # fmt: skip
     found = dict.fromkeys(template.stop_words)
     for slot in slots:

@@ -110,7 +110,8 @@ def _tool_text(template: Template, tools: ToolTexts) -> str:
     """Append the description of tools to the system prompt."""
     inside = tools.tools or "{{- raise_exception('This chat template takes no tools.') -}}"
     described = "  {%- set described -%}" + inside + "{%- endset -%}\n"
-    added = "  {%- set system = system ~ " + _expression(template.tools, "described") + " -%}\n"
+    text = "(described if system else described.lstrip('\\n'))" if template.bare_tools else "described"
+    added = "  {%- set system = system ~ " + _expression(template.tools, text) + " -%}\n"
     return "{%- if tools -%}\n" + described + added + "{%- endif -%}\n"
 
 
@@ -167,16 +168,17 @@ def _opening_thought(template: Template) -> str:
 def _answer(template: Template, tools: ToolTexts, thinking: ThinkingMode, stops: tuple[bool, bool]) -> str:
     """Write an assistant message: thoughts put in order, then text, or text and calls."""
     text = "    {%- set content = message.content or '' -%}\n"
+    lead = "lead ~ " if template.reasoning else ""
     if template.reasoning:
         text += _thoughts(template, thinking)
     text += "    {%- if message.tool_calls -%}\n      {%- set calls = message.tool_calls -%}\n"
     inside = tools.calls or "{{- raise_exception('This chat template takes no tool calls.') -}}"
     text += "      {%- set called -%}" + inside + "{%- endset -%}\n"
-    text += _write(_expression(template.function or template.assistant, "content ~ called"), 6) + _end(stops[1])
+    text += _write(lead + _expression(template.function or template.assistant, "content ~ called"), 6) + _end(stops[1])
     return (
         text
         + "    {%- else -%}\n"
-        + _write(_expression(template.assistant), 6)
+        + _write(lead + _expression(template.assistant), 6)
         + _end(stops[0])
         + "    {%- endif -%}\n"
     )
@@ -199,7 +201,5 @@ def _thoughts(template: Template, thinking: ThinkingMode) -> str:
         f"    {{%- if ({drop}) and {begins} -%}}\n"
         f"      {{%- set content = (content.split({quote(closing)})[1:] | join({quote(closing)})).lstrip('\\n') -%}}\n"
         "    {%- endif -%}\n"
-        f"    {{%- if loop.last and not ({marked}) -%}}\n"
-        f"      {{%- set content = {quote(template.no_thought)} ~ content -%}}\n"
-        "    {%- endif -%}\n"
+        f"    {{%- set lead = {quote(template.no_thought)} if loop.last and not ({marked}) else '' -%}}\n"
     )

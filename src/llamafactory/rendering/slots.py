@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamafactory.rendering.calls import read_function_message, read_tools
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.jinja import ToolTexts, chat_template
 from llamafactory.rendering.layout import Layout
-from llamafactory.rendering.markup import Fragments, Markup
+from llamafactory.rendering.markup import Fragments
 from llamafactory.rendering.mode import Exchange, Mode, exchanges
 from llamafactory.rendering.ollama import Frame, ollama_template
 from llamafactory.rendering.records import Conversation, Message
@@ -68,6 +68,7 @@ class SlotDialect:
         self._observation_generation = self._generation if later is None else compiled(later, closed=True)
         self._assistant = _answer_slot(template.assistant, encoder, template.name, stop_ids)
         self._function = _answer_slot(template.function or template.assistant, encoder, template.name, stop_ids)
+        self._empty_thought = compiled((template.no_thought,)) if template.reasoning else ()
         self._tool_texts: dict[str, Fragments] = {}
 
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
@@ -137,6 +138,8 @@ class SlotDialect:
         tools = self._tools_text(conversation)
         if not system and not tools:
             return None
+        if tools and not system and self.template.bare_tools:
+            tools = [type(tools[0])(tools[0].lstrip("\n")), *tools[1:]]
 
         def write() -> None:
             layout.text(system, weight, control=not conversation.system)
@@ -182,7 +185,7 @@ class SlotDialect:
         _write(layout, self._observation_generation if after_result else self._generation, mode.prompt_weight)
         rule = self._rule(mode, last=exchange.last)
         if self._empty_in_prompt(exchange.answer, rule):
-            layout.fragments([Markup(self.template.no_thought)], 0.0, control=True)
+            _write(layout, self._empty_thought, 0.0)
 
     def _write_answer(self, layout: Layout, exchange: Exchange, conversation: Conversation, mode: Mode) -> None:
         message = exchange.answer
@@ -209,12 +212,14 @@ class SlotDialect:
         parts = split_thought(message.content, self.template.thought_words)
         lead = [] if drop else parts.lead
         text = parts.bare if drop else parts.text
-        fragments = list(lead) or ([Markup(self.template.no_thought)] if empty else [])
+        slot = self._function if message.role == "function" else self._assistant
+        if empty and not lead:
+            slot = replace(slot, head=(*self._empty_thought, *slot.head))
         if message.role != "function":
-            return self._assistant, [*fragments, text]
+            return slot, [*lead, text]
         blank = text[: len(text) - len(text.lstrip())] if lead else ""
         before, calls = read_function_message(text.strip(), self.template.tool_call_words, conversation.source)
-        return self._function, [*fragments, blank, before, *self._tool_format.render_calls(calls)]
+        return slot, [*lead, blank, before, *self._tool_format.render_calls(calls)]
 
     def _rule(self, mode: Mode, *, last: bool) -> ThoughtRule:
         if not self.template.reasoning:

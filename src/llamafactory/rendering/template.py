@@ -51,12 +51,18 @@ THINK = ("<think>\n", "\n</think>\n\n")
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Placeholder tokens of each modality, empty where a template has none, and the name of what expands them."""
+    """Placeholder tokens of each modality, empty where a template has none, and the name of what expands them.
+
+    vision_ends, audio_ends, time_ends: tokens before and behind what a placeholder is expanded to.
+    """
 
     processor: str = ""
     image: str = ""
     video: str = ""
     audio: str = ""
+    vision_ends: tuple[str, str] = ("", "")
+    audio_ends: tuple[str, str] = ("", "")
+    time_ends: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,13 @@ class Template:
     observation_separator: between tool results in a row that share one observation slot; None gives each its own.
     assistant, function: the answer, from behind `generation` to its stop token and the text after it.
     system_style: `block` writes the system slot after the prefix, `merged` puts it in front of the first user text.
-    tools: around the text of the tool format, which follows the system prompt.
+    tools: around the text of the tool format, which follows the system prompt. bare_tools: where there is none, the
+    text loses the line breaks it begins with.
     text_end: the token behind plain pre-training text; empty for the tokenizer's end token.
     efficient_eos: answers carry no stop token inside a conversation; the model learns to stop all the same.
     replace_eos: the first stop word becomes the tokenizer's end token. replace_jinja_template: the chat template a
     tokenizer may bring is known to differ. reasoning: thoughts of earlier answers are dropped and
-    answers without a thought get `empty_thought` (by default both thought words).
+    answers without a thought get `empty_thought` (by default both thought words) in front of the assistant slot.
     """
 
     name: str
@@ -93,6 +100,7 @@ class Template:
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
     tool_format: str = "default"
     tools: Slot = (CONTENT,)
+    bare_tools: bool = False
     text_end: str = ""
     efficient_eos: bool = False
     replace_eos: bool = False
