@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import IterableDataset
 from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
+
+
+def stream() -> Iterator[dict[str, list[int]]]:
+    """The examples, one after the other."""
+    yield from examples(UNEVEN)
 
 
 def main(options: dict[str, object]) -> None:
@@ -19,7 +27,9 @@ def main(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = tiny_model()
     model = with_lora(model, lora_dropout=0.1) if lora else model
-    rows = examples(UNEVEN[:num_examples])
+    rows: Any = examples(UNEVEN[:num_examples])
+    if options.pop("streaming", False):
+        rows = IterableDataset.from_generator(stream)
     trainer = make_trainer(run_config(folder, **options), model, train=rows, evals={"validation": examples(UNEVEN[:7])})
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import IterableDataset
 from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, logged, make_trainer, run_config, same, weights
 from transformers import PreTrainedModel, TrainerCallback
@@ -57,6 +59,10 @@ def packed_rows() -> list[dict[str, object]]:
     ]
 
 
+def stream() -> Iterator[dict[str, list[int]]]:
+    yield from examples(UNEVEN)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "accumulation": {"gradient_accumulation_steps": 2},
@@ -73,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
     "weights saved under other names": {"model": lambda: dropout_model("mixtral")},
     "plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2, "evals": True,
                 "metric_for_best_model": "loss"},
+    "stream": {"train": lambda: IterableDataset.from_generator(stream).shuffle(seed=3, buffer_size=6)},
     "asft": {"use_asft_loss": True, "model": lora_model},
 }  # fmt: skip
 

@@ -93,6 +93,15 @@ def test_two_processes_change_nothing(
 
 
 @pytest.mark.slow
+def test_two_processes_read_a_stream(tmp_path: Path) -> None:
+    options = split(2, 1) | {"streaming": True}
+    config = run_config(tmp_path / "alone", **BASE | split(4, 1), disable_shuffling=True)
+    trainer = make_trainer(config)
+    trainer.train()
+    assert close(run_group(tmp_path / "group", 2, **options), logged(trainer))
+
+
+@pytest.mark.slow
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     options = split(2, 2) | {"lora": True, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
     straight = run_group(tmp_path / "straight", 2, **options)

@@ -16,6 +16,7 @@ from tests.training.models import examples, padded, tiny_model, with_lora
 from tests.training.runs import UNEVEN, logged, make_trainer, run_config, same, weights
 from torch import Tensor
 
+from llamafactory.errors import ConfigError
 from llamafactory.objectives import Batch, LossOutput, Scores
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.training.guard import DivergedError, NonFiniteGuard
@@ -32,6 +33,7 @@ PRIVATE = {
         "ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained",
         "steps_trained_in_current_epoch",
     ],
+    "_track_num_input_tokens": ["inputs"],
     "_get_grad_norm": ["model", "grad_norm"],
     "_init_training_state": [
         "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
@@ -216,7 +218,7 @@ def test_an_update_without_supervised_tokens_changes_nothing(tmp_path: Path) -> 
     before = weights(trainer.model)
     trainer.train()
     assert same(before, weights(trainer.model))
-    assert [loss for _, loss in logged(trainer, "loss")] == [0.0, 0.0]
+    assert logged(trainer, "loss", "updates_without_targets") == [(1, 0.0, 1), (2, 0.0, 1)]
 
 
 def test_weights_per_token_scale_the_gradient(tmp_path: Path) -> None:
@@ -277,6 +279,17 @@ def test_a_stream_is_trained_in_its_own_order(tmp_path: Path) -> None:
     trainer = make_trainer(run_config(tmp_path, max_steps=4), train=IterableDataset.from_generator(stream))
     trainer.train()
     assert trainer.state.global_step == 4
+    with pytest.raises(ConfigError, match=r"max_steps: a stream has no length.*set max_steps"):
+        make_trainer(run_config(tmp_path, max_steps=-1), train=IterableDataset.from_generator(stream))
+
+
+@pytest.mark.parametrize(("layout", "counted"), [("padded", "all"), ("padded", "non_padding"), ("flat", "non_padding")])
+def test_tokens_seen_are_counted(tmp_path: Path, layout: str, counted: str) -> None:
+    options = {"max_steps": -1, "num_train_epochs": 1, "include_num_input_tokens_seen": counted}
+    trainer = make_trainer(run_config(tmp_path, batch_layout=layout, **options))
+    trainer.train()
+    seen = trainer.state.num_input_tokens_seen
+    assert seen > sum(UNEVEN) if counted == "all" else seen == sum(UNEVEN)
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"pure_bf16": True}, {}], ids=["bf16", "pure_bf16", "fp32"])

@@ -28,6 +28,8 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     options = {name: value for name, value in config.training.to_hf_kwargs().items() if name in known}
     options |= _FIXED
     options.setdefault("report_to", "none")
+    # Every process reads a stream itself: batches of different width could not be joined and handed out.
+    options.setdefault("accelerator_config", {"dispatch_batches": False})
     if config.finetuning.pure_bf16:
         options |= {"bf16": False, "fp16": False}
     if config.finetuning.early_stopping_steps:

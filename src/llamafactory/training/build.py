@@ -54,6 +54,10 @@ def build_trainer(
     evaluation = _evaluation_sets(config, datasets)
     if config.finetuning.plot_loss:
         require("matplotlib", "plot_loss: true", extra="plot")
+    if datasets.train is not None and not hasattr(datasets.train, "__len__") and config.training.max_steps <= 0:
+        raise ConfigError(
+            "max_steps: a stream has no length, so the run would not know its end; set max_steps to a number of updates"
+        )
     layout = choose_layout(config, model)
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")

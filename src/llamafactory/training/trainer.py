@@ -62,6 +62,7 @@ class Trainer(transformers.Trainer):
         self._order, self._optimizer_factory, self._save_weights = order, optimizer_factory, save_weights
         self.train_sums, self._eval_sums, self._all_eval_sums = MetricSums(), MetricSums(), MetricSums()
         self._step_loss: Tensor | None = None
+        self._num_empty_updates = torch.zeros((), dtype=torch.long, device=self.args.device)
 
     # Batches and their order
 
@@ -75,7 +76,9 @@ class Trainer(transformers.Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         counts = [self.objective.count(batch).to(device) for batch in batch_samples]
         count = torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long, device=device)
-        return self.accelerator.reduce(count, reduction="sum").clamp(min=1)
+        count = self.accelerator.reduce(count, reduction="sum")
+        self._num_empty_updates = self._num_empty_updates + (count == 0)
+        return count.clamp(min=1)
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
@@ -140,6 +143,14 @@ class Trainer(transformers.Trainer):
         )
         return norm
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Tokens seen so far; without an attention mask (flat and packed batches) every token counts."""
+        counting, mask = self.args.include_num_input_tokens_seen, inputs.get("attention_mask")
+        if counting != "no":
+            real = counting == "non_padding" and mask is not None
+            count = mask.sum() if real else torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, reduction="sum").item())
+
     # Optimizer and schedule
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -160,6 +171,9 @@ class Trainer(transformers.Trainer):
         if "loss" in logs:
             metrics = self.train_sums.take(self.accelerator)
             logs |= {name: mean(pair) for name, pair in metrics.items() if name != "nll"}
+            if self._num_empty_updates.item():
+                logs["updates_without_targets"] = self._num_empty_updates.item()
+                self._num_empty_updates.zero_()
             self._tr_loss.zero_()  # x - x is not 0 for NaN: without this, one NaN would stay in every later line
         super().log(logs, start_time)
 
