@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import yaml
 
@@ -75,11 +77,11 @@ class StartPoint:
 def prepare(config: RunConfig) -> StartPoint:
     """Decide where the run starts and write its recipe. Call on the first process only.
 
-    Raises ConfigError when the folder belongs to another recipe or to a finished run, CheckpointError when no
-    checkpoint in it can be used.
+    Raises ConfigError when the folder cannot be written or belongs to another recipe or to a finished run,
+    CheckpointError when no checkpoint in it can be used.
     """
     folder = Path(str(config.training.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     if config.training.overwrite_output_dir:
         _set_aside(folder)
     start = StartPoint(_checkpoint(config, folder))
@@ -88,6 +90,18 @@ def prepare(config: RunConfig) -> StartPoint:
     write_recipe(config, folder)
     (folder / "error.json").unlink(missing_ok=True)
     return start
+
+
+def _make(folder: Path) -> None:
+    """Make the folder and try to write into it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: '{folder}' cannot be written as a folder ({error.strerror}); choose another output_dir"
+        ) from error
 
 
 def write_recipe(config: RunConfig, folder: Path) -> None:
@@ -166,7 +180,7 @@ def _set_aside(folder: Path) -> None:
     old = [path for path in folder.iterdir() if path.name in names or path.name.startswith("checkpoint-")]
     if not old:
         return
-    number = 1 + sum(path.name.startswith("previous_run-") for path in folder.iterdir())
+    number = next(number for number in count(1) if not (folder / f"previous_run-{number}").exists())
     target = folder / f"previous_run-{number}"
     target.mkdir()
     for path in old:
