@@ -1,31 +1,41 @@
-"""Tool format of Phi-4-mini: tools as a JSON list, between control tokens that the template writes; calls as `default`.
+"""Tool format of Phi-4-mini: the tools as a JSON list, which the template puts between `<|tool|>` tags.
 
-Reads the calls the model itself writes, too: a JSON list behind `<|tool_call|>`.
+Calls are written as the default format writes them; JSON between the model's own `<|tool_call|>` tags is read as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, dump, read_whole_json, to_calls
+from llamafactory.rendering.calls import Schema, ToolCall, begins, dump, read_json, to_calls
 from llamafactory.rendering.markup import Fragments
 from llamafactory.rendering.tools import default
-from llamafactory.rendering.tools.default import CALLS_JINJA as CALLS_JINJA
-from llamafactory.rendering.tools.default import render_calls as render_calls
 
 OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
 
 TOOLS_JINJA = "{{- tools | tojson -}}"
+CALLS_JINJA = default.CALLS_JINJA
 
 
 def render_tools(tools: Sequence[Schema], date: str) -> Fragments:
-    """The schemas as they were given."""
+    """A JSON list of the schemas as they are given."""
     return [dump(list(tools))]
 
 
+render_calls = default.render_calls
+
+
 def parse_calls(text: str) -> list[ToolCall] | None:
-    """Read a JSON list behind the tag that begins calls, or else calls as `default` writes them."""
-    inside = text.strip()
-    if inside.startswith(OPEN):
-        return to_calls(read_whole_json(inside.removeprefix(OPEN).removesuffix(CLOSE)), needed=True)
-    return default.parse_calls(text)
+    """Read tagged JSON calls or lists of them, and where there is no tag, calls of the default format."""
+    calls: list[ToolCall] = []
+    start = text.find(OPEN)
+    if start < 0:
+        return default.parse_calls(text)
+    while start >= 0:
+        found = read_json(text, start + len(OPEN))
+        read = to_calls(found[0]) if found else None
+        if found is None or read is None or not begins(text, found[1], CLOSE):
+            return None
+        calls += read
+        start = text.find(OPEN, found[1])
+    return calls
