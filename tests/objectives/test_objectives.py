@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamafactory.objectives import Objective, Scores, supervised
+from llamafactory.config.run import RunConfig
+from llamafactory.config.sections.finetuning import FinetuningConfig
+from llamafactory.config.sections.loss import LossConfig
+from llamafactory.config.sections.training import TrainingConfig
+from llamafactory.errors import ConfigError
+from llamafactory.objectives import Objective, Scores, pt, sft, supervised
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.objectives.sft import Asft, Dft, Eaft
+from llamafactory.parts import Family
 
 # Two tokens over a vocabulary of four. Soft-max of log-odds: p1 = (1/2, 1/4, 1/8, 1/8), p2 = (1/10, 2/10, 3/10, 4/10).
 PROBABILITIES = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
@@ -111,3 +117,36 @@ def test_supervised_positions_predict_the_next_token() -> None:
     assert supervised({"labels": labels}).tolist() == [[False, True, True], [True, False, False]]
     positions = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]])
     assert supervised({"labels": labels, "position_ids": positions}).tolist() == [[False, False, True], [False] * 3]
+
+
+def config_of(*, smoothing: float = 0.0, accuracy: bool = False, **loss: object) -> RunConfig:
+    return RunConfig(
+        training=TrainingConfig(label_smoothing_factor=smoothing),
+        finetuning=FinetuningConfig(compute_accuracy=accuracy),
+        loss=LossConfig(**loss),
+    )
+
+
+def test_options_choose_the_loss() -> None:
+    assert sft.build(config_of(accuracy=True)) == CrossEntropy(accuracy=True)
+    assert sft.build(config_of(smoothing=0.1)) == CrossEntropy(label_smoothing=0.1)
+    assert sft.build(config_of(use_dft_loss=True)) == Dft()
+    assert sft.build(config_of(use_eaft_loss=True, eaft_alpha=0.5)) == Eaft(alpha=0.5)
+    assert sft.build(config_of(use_asft_loss=True, asft_alpha=0.3)) == Asft(alpha=0.3)
+    assert sft.build(config_of(use_asft_loss=True)).needs_reference
+    assert not sft.build(config_of(use_dft_loss=True)).needs_reference
+    assert pt.build(config_of(smoothing=0.2, accuracy=True)) == CrossEntropy(label_smoothing=0.2, accuracy=True)
+
+
+def test_a_run_has_one_loss() -> None:
+    with pytest.raises(ConfigError, match="use_dft_loss and use_asft_loss are both true, but a run has one loss"):
+        sft.build(config_of(use_dft_loss=True, use_asft_loss=True))
+    with pytest.raises(ConfigError, match=r"label_smoothing_factor: 0.1 has no effect with use_eaft_loss: true"):
+        sft.build(config_of(smoothing=0.1, use_eaft_loss=True))
+
+
+def test_every_stage_file_exports_its_contract() -> None:
+    stages = Family(key="stage", package="llamafactory.objectives", exports=("RECORD", "build"))
+    assert {"pt", "sft"} <= set(stages.names())
+    for name in stages.names():
+        stages.load(name)

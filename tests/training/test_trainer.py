@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
-from tests.training.models import examples, padded, tiny_model, with_lora
+from tests.training.models import VOCAB, examples, padded, tiny_model, with_lora
 from tests.training.runs import UNEVEN, logged, make_trainer, run_config, same, weights
 from torch import Tensor
 
@@ -350,3 +350,18 @@ def test_learning(tmp_path: Path, lora: bool) -> None:
 def test_the_data_set_may_be_a_column_store(tmp_path: Path) -> None:
     trainer = make_trainer(run_config(tmp_path), train=Dataset.from_list(examples(UNEVEN)).with_format(None))
     assert trainer.train().global_step == 6
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_chunks_compute_in_the_precision_of_the_model(tmp_path: Path, lora: bool) -> None:
+    logs = []
+    for max_logits in (2**25, 4 * VOCAB):
+        model = tiny_model()
+        seen: set[torch.dtype] = set()
+        model.lm_head.register_forward_hook(lambda module, args, output, seen=seen: seen.add(output.dtype))
+        trainer = make_trainer(run_config(tmp_path, bf16=True), with_lora(model) if lora else model)
+        trainer.scorer.max_logits = max_logits
+        trainer.train()
+        assert seen == {torch.bfloat16}
+        logs.append([loss for _, loss in logged(trainer, "loss")])
+    assert logs[0] == pytest.approx(logs[1], abs=5e-3)
