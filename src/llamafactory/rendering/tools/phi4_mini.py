@@ -26,10 +26,10 @@ render_calls = default.render_calls
 
 
 def parse_calls(text: str) -> list[ToolCall] | None:
-    """Read tagged JSON calls or lists of them, and where there is no tag, calls of the default format."""
+    """Read tagged JSON calls or lists of them, or else calls of the default format: whichever comes first."""
     calls: list[ToolCall] = []
     start = text.find(OPEN)
-    if start < 0:
+    if start < 0 or default.ACTION in text[:start]:
         return default.parse_calls(text)
     while start >= 0:
         found = read_json(text, start + len(OPEN))
