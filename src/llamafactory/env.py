@@ -1,4 +1,4 @@
-"""The environment variables we read, in one place. Launch variables (NNODES, RANK ...) are read in `launch.py` alone."""
+"""The environment variables we read, in one place; those that start a group are read in `launch` alone."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def test_lora_run_leaves_everything_that_chat_and_export_need(options: dict[str,
     folder = Path(str(options["output_dir"]))
     present = {path.name for path in folder.iterdir()}
     assert {
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-        "README.md", "recipe.yaml", "trainer_log.jsonl", "trainer_state.json", "train_results.json", "eval_results.json",
-        "all_results.json", "training_loss.png",
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "README.md", "recipe.yaml", "trainer_log.jsonl", "trainer_state.json",
+        "train_results.json", "eval_results.json", "all_results.json", "training_loss.png",
     } <= present  # fmt: skip
     assert not any(name.endswith((".bin", ".pt", ".pth")) for name in present)
     assert metrics["eval_perplexity"] > 1
