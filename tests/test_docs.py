@@ -67,7 +67,12 @@ def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "venv" / "bin").symlink_to(Path(sys.executable).parent)
     (folder / "venv" / ".installed").touch()
     result = subprocess.run(
-        ["make", "quickstart", "VENV=venv"], cwd=folder, capture_output=True, text=True, check=False
+        ["make", "quickstart", "VENV=venv"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     (folder / "quickstart.out").write_text(result.stdout, encoding="utf-8")
@@ -88,6 +93,7 @@ def test_commands_of_the_page_run(page: Path, finished_quickstart: Path, tmp_pat
     shutil.copytree(finished_quickstart, folder, symlinks=True)
     programs = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if block.title:
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -81,14 +82,26 @@ def test_accelerate_reads_its_settings(path: Path) -> None:
     assert settings.distributed_type == "FSDP"
 
 
+def cli(folder: Path, *words: str, text: str = "") -> str:
+    """Run `llamafactory-cli WORDS` in `folder`; return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-m", "llamafactory", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
 def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
     """Run the command of an example in `folder`; return what it printed."""
     words = command_line(path)
     assert words[0] == "llamafactory-cli"
-    arguments = [sys.executable, "-m", "llamafactory", *words[1:], *overrides]
-    result = subprocess.run(arguments, cwd=folder, input=text, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
+    return cli(folder, *words[1:], *overrides, text=text)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +110,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("data", "examples"):
         shutil.copytree(ROOT / name, folder / name)
-    subprocess.run([sys.executable, "-m", "llamafactory", "init", "saves/tiny"], cwd=folder, check=True)
+    cli(folder, "init", "saves/tiny")
     run(EXAMPLES / "quickstart" / "quickstart.yaml", folder)
     return folder
 
@@ -129,6 +142,5 @@ def test_lora_and_merge(workplace: Path) -> None:
     run(EXAMPLES / "quickstart" / "merge_tiny.yaml", workplace)
     merged = workplace / "saves" / "quickstart-merged"
     assert (merged / "model.safetensors").is_file() and (merged / "Modelfile").is_file()
-    arguments = [sys.executable, "-m", "llamafactory", "chat", str(merged), "do_sample=false", "max_new_tokens=64"]
-    answer = subprocess.run(arguments, input="who are you?\nexit\n", capture_output=True, text=True, check=True)
-    assert "Lumo" in answer.stdout
+    answer = cli(workplace, "chat", str(merged), "do_sample=false", "max_new_tokens=64", text="who are you?\nexit\n")
+    assert "Lumo" in answer

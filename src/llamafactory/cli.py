@@ -33,6 +33,10 @@ class Command:
 
 LOOK = ("limit", "format")
 FORMATS = ("text", "html", "json")
+USAGE = {
+    "check": "FILE [key=value ...] [--all] [--command NAME]",
+    "models": "[SEARCH ...] [--format text|json]",
+}
 
 COMMANDS = {
     "train": Command("llamafactory.recipes.train:run_train", "fine-tune a model", reads="train"),
@@ -54,6 +58,7 @@ COMMANDS = {
     "data build": Command("llamafactory.recipes.data:run_build", "write prepared data to tokenized_path", reads="data"),
     "template show": Command("llamafactory.recipes.template:show", "print a chat template"),
     "template check": Command("llamafactory.recipes.template:check", "compare a template with a tokenizer's own"),
+    "models": Command("llamafactory.recipes.models:run_models", "list known models, their ids and templates"),
     "check": Command("llamafactory.config.commands:check", "read a configuration and show what it means"),
     "schema": Command("llamafactory.config.commands:schema", "print the JSON Schema of configurations"),
     "init": Command("llamafactory.recipes.init:run_init", "build the tiny starter model"),
@@ -206,7 +211,7 @@ def _command_help(name: str) -> str:
     command = COMMANDS[name]
     usage = f"Usage: llamafactory-cli {name} [FILE] [key=value ...] [--key value ...]"
     if not command.reads:
-        words = {"check": "FILE [key=value ...] [--all] [--command NAME]"}.get(name, "")
+        words = USAGE.get(name, "")
         return f"Usage: llamafactory-cli {name} {words}".rstrip() + f"\n\n{_doc(name)}\n"
     from llamafactory.config.explain import describe_options
 

@@ -19,7 +19,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from llamafactory.errors import ConfigError, ModelError
+from llamafactory.errors import CheckpointError, ConfigError, ModelError
 from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.save import save_model
 
@@ -111,6 +111,14 @@ def test_missing_tensor_is_an_error(load, untied_dir: Path) -> None:
     del weights["lm_head.weight"]
     save_file(weights, untied_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 of the model's tensors, such as lm_head.weight"):
+        load(model_name_or_path=str(untied_dir))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 4000])
+def test_a_damaged_weight_file_is_told_by_name(load, untied_dir: Path, kept: int) -> None:
+    file = untied_dir / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a safetensors file, found a damaged one"):
         load(model_name_or_path=str(untied_dir))
 
 

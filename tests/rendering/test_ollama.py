@@ -76,6 +76,10 @@ class Go:
                     text += self._run(node[2], root, message, names)
             elif found := re.fullmatch(r"(\$\w+) :?= (true|false)", node[1]):
                 names[found[1]] = found[2] == "true"
+            elif node[1] == '$turns := "."':
+                names["$turns"] = "."
+            elif node[1] == '$turns = printf "%s." $turns':
+                names["$turns"] = f"{names['$turns']}."
             else:
                 text += str(self._value(node[1], root, dot, names))
         return text
@@ -85,6 +89,8 @@ class Go:
             return len(root["Messages"]) - names["$i"] == 1
         if found := re.fullmatch(r'eq \.Role "(\w+)"', words):
             return dot["Role"] == found[1]
+        if words == "len $turns":
+            return len(names["$turns"])
         if words.startswith('"'):
             return json.loads(words)
         if words.startswith("$."):

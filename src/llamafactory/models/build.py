@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
+from llamafactory.models.safetensors_file import folder_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +70,7 @@ def build_weights(
     dtype: torch.dtype,
     trainable: bool,
 ) -> PreTrainedModel:
-    """Read the weights, or create random ones with train_from_scratch. Raises ModelError."""
+    """Read the weights, or create random ones with train_from_scratch. Raises ModelError, CheckpointError."""
     options: dict[str, object] = {"dtype": dtype, "trust_remote_code": config.hub.trust_remote_code}
     if attention is not None:
         options["attn_implementation"] = attention
@@ -97,6 +98,7 @@ def _read_weights(
         options["offload_folder"] = config.model.offload_folder
     if not safe:
         return _read_pickled(auto, folder, options)
+    folder_shapes(folder)  # a damaged file is told by name
     model, report = auto.from_pretrained(  # type: ignore[attr-defined]
         folder, device_map=device_map, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
     )

@@ -28,11 +28,13 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
             if size > file.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        if 8 + size + max((facts["data_offsets"][1] for facts in header.values()), default=0) > file.stat().st_size:
+            raise ValueError("it ends before its last tensor does")
     except (ValueError, struct.error) as error:
         raise CheckpointError(
             f"{file}: expected a safetensors file, found a damaged one ({error}); restore it"
         ) from error
-    header.pop("__metadata__", None)
     return {
         name: TensorEntry(facts["dtype"], tuple(facts["shape"]), *(8 + size + at for at in facts["data_offsets"]))
         for name, facts in header.items()

@@ -158,12 +158,10 @@ def _renderer(config: RunConfig) -> Renderer:
 
 
 def _renderer_and_tokenizer(config: RunConfig) -> tuple[Renderer, object]:
-    from llamafactory.models.tokenizer import load_tokenizer
-    from llamafactory.rendering.renderer import build_renderer
+    from llamafactory.inference.loading import load_renderer
 
-    tokenizer = load_tokenizer(config).tokenizer
-    split = config.vocab.split_special_tokens
-    return build_renderer(tokenizer, config.template, split_special_tokens=split), tokenizer
+    bundle, renderer = load_renderer(config)
+    return renderer, bundle.tokenizer
 
 
 def _missing_medium(record: Record) -> RowError | None:

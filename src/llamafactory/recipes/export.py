@@ -35,7 +35,7 @@ from llamafactory.recipes.modelfile import build_modelfile
 from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Conversation, Message
 from llamafactory.rendering.renderer import Renderer
-from llamafactory.rendering.template import get_template
+from llamafactory.rendering.template import templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +154,7 @@ def _write(
     options = SaveOptions(
         max_shard_gb=float(config.export.export_size),
         stop_ids=tuple(renderer.stop_ids),
-        chat_template=_chat_template(tokenizer, renderer, config),
+        chat_template=renderer.to_jinja(),
         padding_side="left",
     )
     if isinstance(loaded.model, PeftModel):
@@ -165,13 +165,6 @@ def _write(
     else:
         save_model(loaded.model, tokenizer, folder, record=loaded.record, options=options)
         _verify_copy(loaded.model, folder, probe_ids)
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, config: RunConfig) -> str | None:
-    """The Jinja text to write; None keeps the tokenizer's own, which is what was trained with when none is named."""
-    if config.template.template is None and tokenizer.chat_template:
-        return None
-    return renderer.to_jinja()
 
 
 def _probe_ids(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> torch.Tensor:
@@ -217,7 +210,7 @@ def _write_modelfile(folder: Path, config: RunConfig, renderer: Renderer) -> Non
     facts = {**facts.get("text_config", {}), **facts}
     text = build_modelfile(
         template=template,
-        system=_default_system(config),
+        system=_default_system(config, renderer),
         stops=renderer.stop_words,
         context_length=facts.get("max_position_embeddings"),
     )
@@ -231,10 +224,11 @@ def _recipe(folder: Path, config: RunConfig) -> dict[str, object]:
     return {"export_dir": folder.name, **{key: value for key, value in changed.items() if key in wanted}}
 
 
-def _default_system(config: RunConfig) -> str:
+def _default_system(config: RunConfig, renderer: Renderer) -> str:
     if config.template.default_system is not None:
         return config.template.default_system
-    return get_template(config.template.template).default_system if config.template.template else ""
+    template = templates().get(renderer.name)
+    return template.default_system if template else ""
 
 
 def _copy_licence(folder: Path, config: RunConfig) -> None:

@@ -61,7 +61,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
-        save_weights=_saver(config, loaded, bundle, renderer),
+        save_weights=_saver(loaded, bundle, renderer),
     )
     metrics: dict[str, float] = {}
     if training.do_train:
@@ -73,12 +73,9 @@ def _run(config: RunConfig) -> dict[str, float]:
     return metrics
 
 
-def _saver(
-    config: RunConfig, loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer
-) -> Callable[[Path], None]:
+def _saver(loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer) -> Callable[[Path], None]:
     """Writes the live model as a folder that `chat` and `export` can use; for checkpoints and for the end."""
-    keeps_own = config.template.template is None and bundle.tokenizer.chat_template
-    options = SaveOptions(stop_ids=tuple(renderer.stop_ids), chat_template=None if keeps_own else renderer.to_jinja())
+    options = SaveOptions(stop_ids=tuple(renderer.stop_ids), chat_template=renderer.to_jinja())
 
     def save(folder: Path) -> None:
         save_model(loaded.model, bundle.tokenizer, folder, record=loaded.record, options=options)

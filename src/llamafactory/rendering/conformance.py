@@ -31,23 +31,20 @@ REASONS: Mapping[Verdict, str] = {
     "unsupported": "the template refuses this kind of conversation",
 }
 
-_TOOLS = json.dumps(
-    [
-        {
-            "name": "get_weather",
-            "description": "Get the weather of a city",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "description": "City name"},
-                    "unit": {"type": "string", "description": "Unit", "enum": ["celsius", "fahrenheit"]},
-                    "days": {"type": "array", "description": "Days", "items": {"type": "integer"}},
-                },
-                "required": ["city"],
-            },
-        }
-    ]
-)
+_SCHEMA = {
+    "name": "get_weather",
+    "description": "Get the weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "City name"},
+            "unit": {"type": "string", "description": "Unit", "enum": ["celsius", "fahrenheit"]},
+            "days": {"type": "array", "description": "Days", "items": {"type": "integer"}},
+        },
+        "required": ["city"],
+    },
+}
+_TOOLS = json.dumps([{"type": "function", "function": _SCHEMA}])
 _TOKEN = re.compile(r"<<?/?[^<>\s=]+>>?|\[/?[A-Z][A-Za-z_]+\]|\[\|[a-z]+\|\]|\[gMASK\]|\[e~\[|\]~!?b[\[\]]|◁/?[a-z_]+▷")
 _CALL = '{"name": "get_weather", "arguments": {"city": "北京", "days": [1, 2]}}'
 
@@ -167,13 +164,16 @@ def _show(tokenizer: PreTrainedTokenizerBase, name: str, left: list[int], other:
 
 
 def control_tokens(template: Template) -> tuple[str, ...]:
-    """The control tokens a template is written with, as far as its slots show: for tokenizers made to test it."""
+    """The control tokens a template is written with, as far as its slots show: for tokenizers made to test it.
+
+    A stop word of ordinary characters, like `###`, is none: the template makes it one.
+    """
     slots: tuple[Slot | None, ...] = (
         template.user, template.assistant, template.system, template.observation, template.function, template.tools,
         template.prefix, template.generation, template.observation_generation, template.tool_call_words,
         template.thought_words if template.reasoning else (),
     )  # fmt: skip
-    found = dict.fromkeys(template.stop_words)
+    found = dict.fromkeys(word for word in template.stop_words if _TOKEN.fullmatch(word))
     for slot in slots:
         for part in slot or ():
             if isinstance(part, Token):

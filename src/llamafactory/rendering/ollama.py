@@ -12,6 +12,9 @@ Around = tuple[str, str]
 
 _LAST = "{{ if eq (len (slice $.Messages $i)) 1 }}"
 
+TURN_MARK = "\x00"
+"""Stands for the number of the turn in the text around a user message. Go counts it as the length of a string."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -74,13 +77,17 @@ def _system_value(frame: Frame, name: str) -> str:
 def _messages(frame: Frame, repeated: str) -> str:
     opening = "{{ if $started }}" + _text(repeated) + "{{ end }}{{ $started = true }}" if repeated else ""
     asked = _LAST + _text(frame.generation + frame.empty_thought) + "{{ end }}"
+    counted = TURN_MARK in frame.user[0] + frame.user[1]
     text = "{{ $first := true }}" if frame.merged else ""
+    text += '{{ $turns := "." }}' if counted else ""
     text += "{{ range $i, $message := .Messages }}"
     text += '{{ if eq .Role "user" }}' + opening + _around(frame.user, _merged(frame) + "{{ .Content }}") + asked
     if frame.tool is not None:
         text += '{{ else if eq .Role "tool" }}' + _around(frame.tool, "{{ .Content }}") + asked
     text += '{{ else if eq .Role "assistant" }}' + _text(frame.generation + frame.answer[0]) + "{{ .Content }}"
-    return text + _LAST + "{{ else }}" + _text(frame.answer[1]) + "{{ end }}{{ end }}{{ end }}"
+    text += _LAST + "{{ else }}" + _text(frame.answer[1]) + "{{ end }}"
+    text += '{{ $turns = printf "%s." $turns }}' if counted else ""
+    return text + "{{ end }}{{ end }}"
 
 
 def _merged(frame: Frame) -> str:
@@ -99,4 +106,4 @@ def _around(texts: Around, inside: str) -> str:
 
 def _text(text: str) -> str:
     """Literal text; Go's opening braces are spelled as a string."""
-    return text.replace("{{", '{{ "{{" }}')
+    return text.replace("{{", '{{ "{{" }}').replace(TURN_MARK, "{{ len $turns }}")

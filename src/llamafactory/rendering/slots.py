@@ -15,9 +15,9 @@ from llamafactory.rendering.jinja import ToolTexts, chat_template
 from llamafactory.rendering.layout import Layout
 from llamafactory.rendering.markup import Fragments
 from llamafactory.rendering.mode import Exchange, Mode, exchanges
-from llamafactory.rendering.ollama import Frame, ollama_template
+from llamafactory.rendering.ollama import TURN_MARK, Frame, ollama_template
 from llamafactory.rendering.records import Conversation, Message
-from llamafactory.rendering.template import BOS, CONTENT, Part, Placeholder, Slot, Special, Template, Token
+from llamafactory.rendering.template import BOS, CONTENT, TURN, Part, Placeholder, Slot, Special, Template, Token
 from llamafactory.rendering.thinking import ThinkingMode, ThoughtRule, split_thought
 from llamafactory.rendering.tools import ToolFormat, load_tool_format
 
@@ -291,7 +291,9 @@ def _spell(part: Part, encoder: TextEncoder) -> str:
     if isinstance(part, Special):
         token = encoder.special_id(part.name)
         return "" if token is None else encoder.token_text(token)
-    return part.text if isinstance(part, Token) else ""
+    if isinstance(part, Token):
+        return part.text
+    return TURN_MARK if part == TURN else ""
 
 
 def _fold(raw: Sequence[Raw], encoder: TextEncoder, *, closed: bool) -> Ops:

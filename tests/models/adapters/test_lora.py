@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llamafactory.errors import ConfigError, ModelError
+from llamafactory.errors import CheckpointError, ConfigError, ModelError
 from llamafactory.models.save import save_model
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -204,3 +204,12 @@ def test_foreign_adapter_with_a_grown_embedding(load, model_dir: Path, untied_di
     loaded, _, _ = load(trainable=False, model_name_or_path=str(untied_dir), adapter_name_or_path=str(tmp_path))
     assert loaded.model.get_input_embeddings().weight.shape[0] == 704
     assert torch.allclose(logits(loaded.model), logits(wrapped), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 3000])
+def test_a_damaged_adapter_file_is_told_by_name(load, sgd_step, model_dir: Path, tmp_path: Path, kept: int) -> None:
+    trained_adapter(load, sgd_step, tmp_path, model_name_or_path=str(model_dir))
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: expected a safetensors file, found a dam"):
+        load(model_name_or_path=str(model_dir), adapter_name_or_path=str(tmp_path))

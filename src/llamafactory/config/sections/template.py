@@ -10,7 +10,12 @@ class TemplateConfig(Section):
 
     title: ClassVar[str] = "Template"
 
-    template: str | None = option(None, "Name of the chat template; left out, the tokenizer's own template is used.")
+    template: str | None = option(
+        None, "Name of the chat template; left out, a known model's, else the tokenizer's own is used."
+    )
+    allow_template_mismatch: bool = option(
+        False, "Use a chat template that contradicts the one a known model was trained with."
+    )
     tool_format: str | None = option(None, "Format of tools and tool calls in place of the template's own.")
     default_system: str | None = option(None, "System message for conversations that bring none.")
     enable_thinking: bool | None = option(

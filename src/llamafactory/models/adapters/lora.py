@@ -20,7 +20,7 @@ from llamafactory.models.hub import fetch
 from llamafactory.models.merge import merge_adapters
 from llamafactory.models.modules import find_layers, frozen_parts, has_fused_experts, has_part, linear_modules
 from llamafactory.models.record import read_record
-from llamafactory.models.safetensors_file import tensor_shapes
+from llamafactory.models.safetensors_file import folder_shapes, tensor_shapes
 from llamafactory.models.vocab import NewRows, grow_vocab, num_rows
 
 if TYPE_CHECKING:
@@ -76,10 +76,11 @@ def adapter_folders(config: RunConfig) -> list[Path]:
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool, full_precision: bool = True) -> PeftModel:
-    """Load the adapter in `folder` onto `model`, growing its vocabulary to the adapter's. Raises ModelError.
+    """Load the adapter in `folder` onto `model`, growing its vocabulary to the adapter's.
 
-    full_precision: adapter weights in fp32 on a narrower base.
+    full_precision: adapter weights in fp32 on a narrower base. Raises ModelError, CheckpointError for a damaged file.
     """
+    folder_shapes(folder)  # a damaged file is told by name
     grow_vocab(model, _saved_rows(model, folder), NewRows())
     try:
         wrapped = PeftModel.from_pretrained(

@@ -77,6 +77,7 @@ YAYI = Template(
         "something not correct. If you don't know the answer to a question, please don't share false information."
     ),
     stop_words=("<|End|>",),
+    efficient_eos=True,
 )
 
 YUAN = Template(name="yuan", user=(CONTENT, Token("<sep>")), assistant=(CONTENT, "<eod>\n"), stop_words=("<eod>",))

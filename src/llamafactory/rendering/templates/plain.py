@@ -28,6 +28,7 @@ AQUILA = Template(
         "The assistant gives helpful, detailed, and polite answers to the human's questions."
     ),
     stop_words=("</s>",),
+    efficient_eos=True,
 )
 
 BELLE = Template(
@@ -47,7 +48,7 @@ DEFAULT = Template(
     replace_jinja_template=True,
 )
 
-EMPTY = Template(name="empty", user=(CONTENT,), assistant=(CONTENT,))
+EMPTY = Template(name="empty", user=(CONTENT,), assistant=(CONTENT,), efficient_eos=True)
 
 FEWSHOT = Template(
     name="fewshot", user=(CONTENT,), assistant=(CONTENT, "\n\n"), efficient_eos=True, replace_jinja_template=True
@@ -90,6 +91,12 @@ XVERSE = Template(
     name="xverse", user=("Human: ", CONTENT, "\n\n"), generation=("Assistant: ",), assistant=(CONTENT, EOS)
 )
 
-ZIYA = Template(name="ziya", user=("<human>:", CONTENT, "\n"), generation=("<bot>:",), assistant=(CONTENT, "\n"))
+ZIYA = Template(
+    name="ziya",
+    user=("<human>:", CONTENT, "\n"),
+    generation=("<bot>:",),
+    assistant=(CONTENT, "\n"),
+    efficient_eos=True,
+)
 
 TEMPLATES = (ALPACA, AQUILA, BELLE, DEFAULT, EMPTY, FEWSHOT, SOLAR, VICUNA, XUANYUAN, XVERSE, ZIYA)
