@@ -33,10 +33,10 @@ quickstart: $(READY)
 	@printf 'who are you?\nexit\n' | $(BIN)/llamafactory-cli chat saves/quickstart do_sample=false max_new_tokens=64
 
 test: $(READY)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
 test-quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(TEST_ARGS)
 
 check: lint types layers test-quick
 
