@@ -85,6 +85,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C, as slowly as a person: in the instant after a prompt, readline would notice it a key later."""
+        time.sleep(0.5)
+        self.type("\x03")
+
     def expect(self, text: str, seconds: float = 60) -> str:
         """Wait until `text` appears; returns all that came up to and with it, and forgets it."""
         deadline = time.monotonic() + seconds
@@ -146,16 +151,16 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(terminal: Terminal) -> 
 def test_ctrl_c_twice_at_an_empty_prompt_leaves(terminal: Terminal) -> None:
     terminal.type("half a mess")
     terminal.expect("half a mess")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.expect("User: ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.expect("Ctrl-C again")
     terminal.expect("User: ")
     terminal.type("hello\r")
     assert "[S] 1: hello" in terminal.expect("User: ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.expect("User: ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.expect("left 0")
     assert terminal.process.wait(timeout=10) == 0
 

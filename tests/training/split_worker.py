@@ -13,6 +13,8 @@ from datasets import IterableDataset
 from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
 
+from llamafactory.launch.worker import leave
+
 
 def stream() -> Iterator[dict[str, list[int]]]:
     """The examples, one after the other."""
@@ -40,3 +42,4 @@ def main(options: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
+    leave(0)

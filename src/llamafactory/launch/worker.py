@@ -5,9 +5,12 @@ Knows no rank arithmetic: the launcher has put the process's place in the group 
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llamafactory import failure
 from llamafactory.launch.supervise import die_with_parent
@@ -30,5 +33,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End this process of a group with `code`, after Python's own exit functions.
+
+    Native threads of gloo (torch 2.13) that outlive the interpreter abort a process that has already succeeded; they
+    are not torn down here.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

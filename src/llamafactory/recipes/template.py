@@ -174,7 +174,7 @@ def _summary(template: Template) -> str:
 
 def _table(rows: dict[str, list[Finding]]) -> Table:
     table = Table(title="training tokens = prompt = exported chat template")
-    table.add_column("template")
+    table.add_column("template", no_wrap=True, min_width=max(map(len, rows), default=0))
     for finding in next(iter(rows.values()), []):
         table.add_column(finding.case)
     for name, findings in rows.items():
