@@ -265,6 +265,7 @@ def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
         ({"freeze_trainable_layers": 4}, "freeze_trainable_layers: no effect unless finetuning_type is freeze"),
         ({"pref_beta": 0.5, "kto_chosen_weight": 2}, "pref_beta, kto_chosen_weight: no effect in this stage"),
         ({"galore_rank": 4}, "galore_rank: no effect unless use_galore is true"),
+        ({"export_dir": "x", "export_size": 2}, "export_dir, export_size: no effect in this command"),
         ({"buffer_size": 4}, "buffer_size: no effect unless streaming is true"),
         ({"eval_steps": 4}, "eval_steps: no effect unless eval_strategy is steps"),
         ({"stage": "orpo", "ref_model": "r"}, "ref_model: no effect because this loss has no reference model"),

@@ -136,7 +136,7 @@ def test_download_then_offline(hub_server: tuple[str, list[str]], tmp_path: Path
 
 @pytest.mark.slow
 def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
-    (line,) = run_fetch(["org/tiny"], "http://127.0.0.1:9", tmp_path)
+    (line,) = run_fetch(["org/tiny"], "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="0")
     assert "REFUSED model_name_or_path: 'org/tiny' is not a folder here and the hub could not deliver it" in line
 
 

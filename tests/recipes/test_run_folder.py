@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llamafactory.config import RunConfig, load_config
 from llamafactory.errors import ConfigError
 from llamafactory.recipes import run_folder
+from llamafactory.training import checkpointing
 
 
 def config_for(folder: Path, **options: object) -> RunConfig:
@@ -32,3 +34,32 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, name: str)
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match=r"output_dir: '.*taken.*' cannot be written as a folder .*choose another"):
         run_folder.prepare(config_for(tmp_path / name))
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """The folder of a run that was stopped after a complete checkpoint."""
+    run_folder.prepare(config_for(tmp_path))
+    stage = checkpointing.staging_folder(tmp_path, 1)
+    checkpointing.begin(stage)
+    (stage / "adapter_model.safetensors").write_text("weights", encoding="utf-8")
+    facts = checkpointing.Facts(
+        step=1, resumable=True, native=True, world_size=1, global_batch_size=1, num_examples=1, seed=42
+    )
+    checkpointing.commit(stage, tmp_path / "checkpoint-1", facts)
+    return tmp_path
+
+
+def test_a_recipe_of_a_release_with_fewer_options_goes_on(interrupted: Path) -> None:
+    recipe = yaml.safe_load((interrupted / "recipe.yaml").read_text(encoding="utf-8"))
+    del recipe["lora_rank"]
+    recipe["option_of_the_past"] = 1
+    (interrupted / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert run_folder.prepare(config_for(interrupted)).checkpoint == interrupted / "checkpoint-1"
+    with pytest.raises(ConfigError, match=r"\(lora_rank: 8 -> 4\)"):
+        run_folder.prepare(config_for(interrupted, lora_rank=4))
+
+
+def test_options_of_other_commands_do_not_tell_runs_apart(interrupted: Path) -> None:
+    config = config_for(interrupted, export_dir="elsewhere", vllm_maxlen=7)
+    assert run_folder.prepare(config).checkpoint == interrupted / "checkpoint-1"

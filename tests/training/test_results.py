@@ -98,6 +98,17 @@ def test_an_evaluation_alone_reports_its_progress(tmp_path: Path) -> None:
     assert "eval_loss" in lines[-1]
 
 
+def test_every_evaluation_set_is_reported_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"short": examples(UNEVEN[:2]), "long": examples(UNEVEN[2:])}
+    config = run_config(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    trainer = make_trainer(config, evals=sets)
+    trainer.train()
+    found = {name for line in log_lines(tmp_path) for name in line if name.startswith("eval")}
+    assert found == {"eval_short_loss", "eval_long_loss", "eval_loss"}
+    text = " ".join(caplog.messages)
+    assert "eval short loss" in text and "eval long loss" in text and "eval loss" in text
+
+
 def test_plots_are_written_for_what_was_logged(tmp_path: Path) -> None:
     history = [
         {"step": step, "loss": 3 / step + 0.1 * (step % 3), "rewards/chosen": float(step)} for step in range(1, 60)

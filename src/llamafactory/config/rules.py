@@ -64,6 +64,7 @@ _UNUSED: tuple[Unused, ...] = (
     ("badam", lambda c: c.badam.use_badam, "unless use_badam is true"),
     ("fp8", lambda c: c.fp8.fp8 or c.fp8.fp8_enable_fsdp_float8_all_gather, "unless fp8 is true"),
     ("swanlab", lambda c: c.swanlab.use_swanlab, "unless use_swanlab is true"),
+    ("export", lambda c: False, "in this command: they belong to export"),
     ("asft_alpha", lambda c: c.loss.use_asft_loss, "unless use_asft_loss is true"),
     ("eaft_alpha", lambda c: c.loss.use_eaft_loss, "unless use_eaft_loss is true"),
     ("simpo_gamma", lambda c: c.preference.pref_loss == "simpo", "unless pref_loss is simpo"),

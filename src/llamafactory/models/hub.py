@@ -6,7 +6,6 @@ and one place that refuses remote code. Knows no model class.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,7 @@ def _from_huggingface(name: str, hub: HubConfig, patterns: list[str], *, key: st
 
 
 def _unreachable(name: str, key: str, error: Exception) -> str:
-    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
+    if env.is_enabled("HF_HUB_OFFLINE") or env.is_enabled("TRANSFORMERS_OFFLINE"):
         return (
             f"{key}: {name!r} is not a folder here and is not in the download cache, and offline mode is on "
             "(HF_HUB_OFFLINE); download it first, or give a local folder"

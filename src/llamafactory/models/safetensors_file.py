@@ -24,14 +24,17 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name and place of every tensor. Raises CheckpointError when the file is damaged."""
     try:
         with file.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
+            prefix = stream.read(8)
+            if len(prefix) < 8:
+                raise ValueError(f"it has {len(prefix)} bytes")
+            (size,) = struct.unpack("<Q", prefix)
             if size > file.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(size))
         header.pop("__metadata__", None)
         if 8 + size + max((facts["data_offsets"][1] for facts in header.values()), default=0) > file.stat().st_size:
             raise ValueError("it ends before its last tensor does")
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{file}: expected a safetensors file, found a damaged one ({error}); restore it"
         ) from error

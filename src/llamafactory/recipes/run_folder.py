@@ -15,6 +15,8 @@ from tempfile import TemporaryFile
 import yaml
 
 from llamafactory.config import RunConfig
+from llamafactory.config.catalog import Option, options
+from llamafactory.config.run import plain
 from llamafactory.errors import CheckpointError, ConfigError
 from llamafactory.logs import get_logger
 from llamafactory.training.checkpointing import find_resumable
@@ -65,6 +67,7 @@ _FREE_KEYS = frozenset(
         "early_stopping_steps",
     ]
 )
+_FREE_SECTIONS = frozenset(["export", "vllm", "sglang", "swanlab"])
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,23 @@ def _no_checkpoint(folder: Path, skipped: list[tuple[Path, str]]) -> str:
 def _refuse_other_recipe(config: RunConfig, folder: Path) -> None:
     before = read_recipe(folder)
     now = yaml.safe_load(yaml.safe_dump(config.to_yaml_dict(redact=True)))
-    keys = sorted({*before, *now} - _FREE_KEYS)
-    changed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    changed = [
+        f"{key}: {_value(before, option)!r} -> {_value(now, option)!r}"
+        for key, option in sorted(options().items())
+        if key not in _FREE_KEYS
+        and option.section not in _FREE_SECTIONS
+        and _value(before, option) != _value(now, option)
+    ]
     if before and changed:
         raise ConfigError(
             f"output_dir: '{folder}' holds checkpoints of a run with other settings ({'; '.join(changed)}); "
             "choose another output_dir, restore the settings, or set overwrite_output_dir: true"
         )
+
+
+def _value(recipe: Mapping[str, object], option: Option) -> object:
+    """The value in a recipe; the default where the release that wrote it did not have the key yet."""
+    return recipe.get(option.key, plain(option.default, redact=False))
 
 
 def _refuse_finished(folder: Path) -> None:

@@ -55,7 +55,7 @@ class LogFile(TrainerCallback):
             "current_steps": state.global_step,
             "total_steps": state.max_steps,
             "loss": logs.get("loss"),
-            "eval_loss": logs.get("eval_loss"),
+            **{name: value for name, value in logs.items() if _is_eval_loss(name)},
             "predict_loss": logs.get("predict_loss"),
             "reward": logs.get("reward"),
             "accuracy": logs.get("rewards/accuracies", logs.get("accuracy", logs.get("eval_accuracy"))),
@@ -104,6 +104,11 @@ class LogFile(TrainerCallback):
         text = json.dumps({name: value for name, value in line.items() if value is not None})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+
+
+def _is_eval_loss(name: str) -> bool:
+    """True for eval_loss and, with several evaluation sets, for eval_<set>_loss."""
+    return name.startswith("eval_") and name.endswith("_loss")
 
 
 def _keep_until(path: Path, step: int) -> None:

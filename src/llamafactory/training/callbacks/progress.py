@@ -86,7 +86,7 @@ class ProgressLine(TrainerCallback):
             self._bar.update(self._training, facts=facts)  # type: ignore[arg-type]
             return
         now = time.monotonic()
-        last = state.global_step >= state.max_steps or "eval_loss" in (logs or {})
+        last = state.global_step >= state.max_steps or "eval" in facts
         if last or now - self._last_line >= self._quiet_seconds:
             self._last_line = now
             logger.info("step %d/%d %s", state.global_step, state.max_steps, facts)
@@ -115,5 +115,7 @@ def _new_bar(console: Console) -> Progress:
 
 
 def _facts(logs: dict[str, float]) -> str:
-    shown = {"loss": "loss", "eval_loss": "eval loss", "learning_rate": "lr", "reward": "reward"}
+    sets = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+    titles = {name: name.removesuffix("_loss").replace("eval_", "eval ", 1) + " loss" for name in sets}
+    shown = {"loss": "loss", **titles, "learning_rate": "lr", "reward": "reward"}
     return " ".join(f"{title} {logs[name]:.4g}" for name, title in shown.items() if name in logs)
