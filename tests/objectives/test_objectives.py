@@ -13,7 +13,7 @@ from llamafactory.config.sections.finetuning import FinetuningConfig
 from llamafactory.config.sections.loss import LossConfig
 from llamafactory.config.sections.training import TrainingConfig
 from llamafactory.errors import ConfigError
-from llamafactory.objectives import Objective, Scores, pt, sft, supervised
+from llamafactory.objectives import Objective, Scores, pt, sequence_sums, sft, supervised
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.objectives.sft import Asft, Dft, Eaft
 from llamafactory.parts import Family
@@ -150,3 +150,8 @@ def test_every_stage_file_exports_its_contract() -> None:
     assert {"pt", "sft"} <= set(stages.names())
     for name in stages.names():
         stages.load(name)
+
+
+def test_token_values_add_up_by_sequence() -> None:
+    sums = sequence_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2]), 4)
+    assert sums.tolist() == [1.0, 0.0, 6.0, 0.0]

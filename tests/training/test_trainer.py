@@ -365,3 +365,28 @@ def test_chunks_compute_in_the_precision_of_the_model(tmp_path: Path, lora: bool
         assert seen == {torch.bfloat16}
         logs.append([loss for _, loss in logged(trainer, "loss")])
     assert logs[0] == pytest.approx(logs[1], abs=5e-3)
+
+
+class DoubledWeights:
+    """A preparation that makes every token weigh twice, and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, bool]] = []
+
+    def __call__(self, model: torch.nn.Module, batches: list[Batch], *, training: bool) -> list[Batch]:
+        self.calls.append((len(batches), training))
+        assert not torch.is_grad_enabled()
+        return [{**batch, "weights": torch.full_like(batch["labels"], 2.0, dtype=torch.float)} for batch in batches]
+
+
+def test_a_preparation_completes_the_batches_of_an_update_at_once(tmp_path: Path) -> None:
+    options = {"max_steps": 2, "gradient_accumulation_steps": 3, "learning_rate": 0.0}
+    plain = make_trainer(run_config(tmp_path / "plain", **options), evals={"all": examples(UNEVEN[:2])})
+    prepared = make_trainer(run_config(tmp_path / "prepared", **options), evals={"all": examples(UNEVEN[:2])})
+    prepared._preparation = preparation = DoubledWeights()
+    for trainer in (plain, prepared):
+        trainer.train()
+    pairs = zip(logged(plain, "loss"), logged(prepared, "loss"), strict=True)
+    assert all(two[1] == pytest.approx(2 * one[1]) for one, two in pairs)
+    assert prepared.evaluate()["eval_loss"] == pytest.approx(2 * plain.evaluate()["eval_loss"])
+    assert preparation.calls == [(3, True), (3, True), (1, False)]

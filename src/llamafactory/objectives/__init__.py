@@ -89,3 +89,8 @@ def summed(values: Tensor) -> Tensor:
     """[n] -> [sum, count], detached fp32: one metric of a batch."""
     count = torch.tensor(float(values.numel()), device=values.device)
     return torch.stack([values.detach().float().sum(), count])
+
+
+def sequence_sums(values: Tensor, rows: Tensor, num_sequences: int) -> Tensor:
+    """[N] values of tokens, [N] index of each token's sequence -> [num_sequences] sums, differentiable."""
+    return values.new_zeros(num_sequences).index_add(0, rows, values)

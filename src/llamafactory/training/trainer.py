@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput
 
 from llamafactory.logs import get_logger
-from llamafactory.objectives import Objective
+from llamafactory.objectives import Batch, Objective
 from llamafactory.training import checkpointing, run_state
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.samplers import EpochSampler, EvenSampler, FixedSampler, MaskedTail, longest_first
@@ -33,12 +33,24 @@ from llamafactory.training.sums import MetricSums, mean
 logger = get_logger(__name__)
 
 
+class Preparation(Protocol):
+    """Completes the batches of one update before its first forward pass, in every process at the same time.
+
+    For what must be known of the whole update or of the policy before it changes: answers sampled by the policy, terms
+    averaged over all batches. training: False for a single batch of an evaluation. Returns as many batches as it got,
+    on the same device; gradients are off.
+    """
+
+    def __call__(self, model: nn.Module, batches: list[Batch], *, training: bool) -> list[Batch]: ...
+
+
 class Trainer(transformers.Trainer):
     """The only subclass of transformers' trainer. Build it with `build.build_trainer`.
 
     order: the order of the training examples; None for streams. guard: stops the run when numbers are not finite.
     optimizer_factory: makes the optimizer, or answers None to leave the choice to transformers.
     save_weights: writes the live model and what belongs beside it into a folder.
+    preparation: what a stage does to the batches of an update before the update; None for most stages.
     """
 
     loss_is_scaled_for_ga = True
@@ -55,11 +67,13 @@ class Trainer(transformers.Trainer):
         guard: NonFiniteGuard,
         save_weights: Callable[[Path], None],
         optimizer_factory: Callable[[nn.Module], torch.optim.Optimizer | None] = lambda model: None,
+        preparation: Preparation | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.objective, self.scorer, self.guard = objective, scorer, guard
         self._order, self._optimizer_factory, self._save_weights = order, optimizer_factory, save_weights
+        self._preparation = preparation
         self.train_sums, self._eval_sums, self._all_eval_sums = MetricSums(), MetricSums(), MetricSums()
         self._step_loss: Tensor | None = None
         self._num_empty_updates = torch.zeros((), dtype=torch.long, device=self.args.device)
@@ -70,8 +84,14 @@ class Trainer(transformers.Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """All micro-batches of one update, and the number of loss units in them over all processes."""
-        batches = list(islice(epoch_iterator, num_batches))
+        batches = self._prepare_batches(list(islice(epoch_iterator, num_batches)), training=True)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    @torch.no_grad()
+    def _prepare_batches(self, batches: list[Any], *, training: bool) -> list[Any]:
+        if self._preparation is None or not batches:
+            return batches
+        return self._preparation(self.model, batches, training=training)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         counts = [self.objective.count(batch).to(device) for batch in batch_samples]
@@ -213,7 +233,7 @@ class Trainer(transformers.Trainer):
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, None, None]:
         """Add one batch to the sums of the evaluation."""
-        batch = self._prepare_inputs(inputs)
+        (batch,) = self._prepare_batches([self._prepare_inputs(inputs)], training=False)
         output = self.objective(self.scorer(model, batch), batch)
         count = self.objective.count(batch).to(output.loss_sum)
         self._eval_sums.add({"loss": torch.stack([output.loss_sum, count]), **output.metrics})
