@@ -48,6 +48,11 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {**TRAIN, "streaming": True, "max_steps": 9, "tokenized_path": "/nowhere/at/all"},
         "tokenized_path: /nowhere/at/all",
     ),
+    ({**TRAIN, "num_train_epochs": 0}, "num_train_epochs: 0 with max_steps: -1: the run would end without an update"),
+    (
+        {**TRAIN, "lr_scheduler_type": "reduce_lr_on_plateau"},
+        "lr_scheduler_type: reduce_lr_on_plateau with eval_strategy: no: this schedule follows the evaluation loss",
+    ),
     ({**TRAIN, "interleave_probs": "1.0"}, "interleave_probs: 1.0 with mix_strategy: concat"),
     (
         {**TRAIN, "dataset": "a,b", "interleave_probs": "1.0", "mix_strategy": "interleave_under"},

@@ -79,6 +79,14 @@ def test_lora_run_leaves_everything_that_chat_and_export_need(options: dict[str,
     assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["lora_rank"] == 8
 
 
+@pytest.mark.parametrize("given", [{"fp16": True}, {"optim": "sgd", "optim_args": "x"}])
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(
+    options: dict[str, object], given: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=next(reversed(given))):
+        run_train(options | given | {"model_name_or_path": str(tmp_path / "no-such-model")})
+
+
 @pytest.mark.parametrize("finetuning_type", ["full", "freeze"])
 def test_full_and_freeze_runs_save_a_whole_model(options: dict[str, object], finetuning_type: str) -> None:
     run_train(options | {"finetuning_type": finetuning_type, "freeze_trainable_layers": 1, "max_steps": 2})

@@ -105,6 +105,18 @@ def _steps_match(config: RunConfig) -> Iterator[Violation]:
         )
 
 
+def schedule_follows_evaluations(config: RunConfig) -> Iterator[Violation]:
+    """A schedule that looks at the evaluation loss needs one."""
+    training = config.training
+    watches = training.lr_scheduler_type in {"reduce_lr_on_plateau", "greedy"} and training.do_train
+    if config.command in TRAIN and watches and training.eval_strategy == "no":
+        yield Violation(
+            ("lr_scheduler_type", "eval_strategy"),
+            "this schedule follows the evaluation loss",
+            "set eval_strategy to steps or epoch and give val_size or eval_dataset",
+        )
+
+
 def early_stopping_limits(config: RunConfig) -> Iterator[Violation]:
     """Stopping early looks at evaluations and keeps the best checkpoint."""
     training = config.training
@@ -182,6 +194,7 @@ RULES: tuple[Rule, ...] = (
     stage_names_agree,
     ppo_limits,
     best_model_limits,
+    schedule_follows_evaluations,
     early_stopping_limits,
     lora_variants,
     pissa_limits,
