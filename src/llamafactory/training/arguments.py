@@ -33,7 +33,7 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     options.setdefault("accelerator_config", {"dispatch_batches": False})
     if config.finetuning.pure_bf16:
         options |= {"bf16": False, "fp16": False}
-    if config.finetuning.early_stopping_steps:
+    if config.finetuning.early_stopping_steps or config.training.save_strategy == "best":
         options.setdefault("metric_for_best_model", "loss")
     if config.training.use_cpu or not torch.accelerator.is_available():
         options |= _on_cpu(config)
