@@ -19,6 +19,7 @@ from llamafactory.data.batching import LengthGroupedSampler
 from llamafactory.data.collate import Collator
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
+from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
 from llamafactory.parts import require
@@ -30,7 +31,7 @@ from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
-from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
+from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -103,7 +104,9 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     return ShuffledSampler(len(dataset), seed)
 
 
-def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> TokenScorer:
+def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> Scorer:
+    if objective.head == "value":
+        return SequenceScorer()
     reference = build_reference(model) if objective.needs_reference else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
@@ -146,7 +149,10 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
 
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with detached(model) as head:
+            model.save_pretrained(folder)
+        if head is not None:
+            save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)
 
     return save
