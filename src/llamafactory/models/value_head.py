@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_utils import load_state_dict
 
 from llamafactory.errors import CheckpointError, ModelError
 from llamafactory.models.safetensors_file import tensor_shapes
@@ -164,13 +165,12 @@ def read_value_head(folder: Path, *, allow_pickle: bool = False) -> StoredHead |
             "allow_pickle_weights: true if you trust where it comes from"
         )
     try:
-        state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        return StoredHead(folder, load_state_dict(pickled))
     except Exception as error:  # a hostile or damaged pickle fails in many ways
         raise ModelError(
             f"{pickled}: expected pickled tensors of a value head, found {type(error).__name__}; convert it to "
             "safetensors where it was made"
         ) from error
-    return StoredHead(folder, state)
 
 
 def last_positions(batch: Mapping[str, Tensor]) -> Tensor:
@@ -205,16 +205,18 @@ class _ValueProjection(nn.Module):
 
 
 def sequence_values(
-    model: nn.Module, inputs: Mapping[str, Tensor], core: nn.Module | None = None
+    model: nn.Module, inputs: Mapping[str, Tensor], index: Tensor, core: nn.Module | None = None
 ) -> tuple[Tensor, object]:
     """Value [S] fp32 at the last token of every sequence, and the model's whole output.
+
+    index: [S] of those tokens into the flattened [B*T] positions.
 
     The model's own forward runs, with the head in the place of its vocabulary projection, so that wrappers around it
     (PEFT, data-parallel, sharded) keep working and no logits exist. core: the model inside such wrappers. Raises
     ModelError for a model without a head, or one that cannot be used so.
     """
     core = model if core is None else core
-    stand_in = _ValueProjection(required_value_head(core), last_positions(inputs))
+    stand_in = _ValueProjection(required_value_head(core), index)
     with _in_place_of_projection(core, stand_in):
         output = model(**inputs, use_cache=False, return_dict=True)
     if stand_in.values is None:

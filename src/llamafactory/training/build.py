@@ -12,18 +12,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from llamafactory.config.run import RunConfig
 from llamafactory.data.batching import LengthGroupedSampler
 from llamafactory.data.collate import Collator
+from llamafactory.data.kinds import kind_of
+from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
+from llamafactory.logs import notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
 from llamafactory.parts import require
+from llamafactory.training import dropout
 from llamafactory.training.arguments import build_training_arguments
+from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
@@ -32,6 +44,7 @@ from llamafactory.training.isolation import check_isolation
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
+from llamafactory.training.sharing import choose_sharing
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -62,15 +75,19 @@ def build_trainer(
     layout = choose_layout(config, model)
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
+    if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
+        notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
+    scorer = _scorer(objective, model, args)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, tokenizer, layout),
+        data_collator=_collator(config, model, tokenizer, layout),
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
         objective=objective,
-        scorer=_scorer(objective, model, args),
+        scorer=scorer,
+        preparation=build_batch_terms(config, scorer),
         order=training_order(config, args, datasets.train, layout),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),
@@ -113,13 +130,18 @@ def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: Trai
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
 
 
-def _collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Collator:
-    return Collator(
+def _collator(
+    config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> DataCollator:
+    rows = Collator(
         pad_token_id=tokenizer.pad_token_id or 0,
         layout=layout,
         pad_to_multiple_of=8,
         ignore_pad_token_for_loss=config.data.ignore_pad_token_for_loss,
     )
+    kind = kind_of(config.finetuning.stage)
+    shares = kind == "preference" and layout == "padded"
+    return collator_for(kind, rows, choose_sharing(model, config.data.cutoff_len) if shares else None)
 
 
 def _evaluation_sets(config: RunConfig, datasets: Datasets) -> Any:

@@ -15,7 +15,7 @@ class PreferenceConfig(Section):
     pref_beta: PositiveReal = option(0.1, "Strength beta of DPO, KTO, ORPO and SimPO.")
     pref_ftx: NonNegativeReal = option(0.0, "Weight of the supervised loss on the chosen answer.")
     pref_bco_weight: NonNegativeReal = option(0.0, "Weight of the BCO loss mixed in.")
-    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = option(
+    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo", "robust", "bco_pair"] = option(
         "sigmoid", "Loss of stage dpo; orpo and simpo use no reference model."
     )
     dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = option(
