@@ -137,7 +137,7 @@ def planned_table() -> str:
     rows = ["| setting | missing part |", "| --- | --- |"]
     for gap in gaps():
         values = ", ".join(f"`{value}`" for value in gap.values)
-        places = ", ".join([*gap.commands, *(f"stage {stage}" for stage in gap.stages)])
+        places = ", ".join([*gap.commands, *([f"stages {', '.join(gap.stages)}"] if gap.stages else [])])
         where = f" ({places})" if places else ""
         rows.append(f"| `{gap.key}`{': ' + values if values else ''}{where} | {gap.part} |")
     return "\n".join(rows)

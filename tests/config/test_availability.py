@@ -62,7 +62,7 @@ def test_a_part_missing_in_some_stages_is_refused_there_alone() -> None:
     refuse_unavailable(load_config({**predicting, "stage": "rm"}), "train")
     if any(gap.key == "do_predict" for gap in gaps()):
         with pytest.raises(ConfigError, match=r"do_predict: true .* cannot run prediction yet in stage sft; remove"):
-            refuse_unavailable(load_config(predicting), "train")
+            refuse_unavailable(load_config({**predicting, "predict_with_generate": True}), "train")
 
 
 def test_gap_of_another_command_does_not_matter() -> None:
