@@ -44,6 +44,7 @@ from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
 from llamafactory.training.sharing import choose_sharing
+from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -78,11 +79,19 @@ def build_trainer(
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
         notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
-    scorer = _scorer(objective, model, args, reference)
+    collate = _collator(config, model, tokenizer, layout)
+    free = reference is None and isinstance(model, PeftModel)
+    stored = stores_reference(config, datasets, args, free=free)
+    if stored:
+        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
+        evaluation = _evaluation_sets(config, datasets)
+        reference = None
+    scorer = _scorer(objective, model, args, reference, stored=stored)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, model, tokenizer, layout),
+        data_collator=collate,
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
@@ -127,8 +136,10 @@ def _scorer(
     model: PreTrainedModel | PeftModel,
     args: TrainingArguments,
     separate: PreTrainedModel | None,
+    *,
+    stored: bool,
 ) -> TokenScorer:
-    reference = build_reference(model, separate, args) if objective.needs_reference else None
+    reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
