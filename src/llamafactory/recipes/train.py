@@ -16,7 +16,7 @@ from llamafactory.config.availability import refuse_unavailable
 from llamafactory.data.pipeline import build_datasets
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
-from llamafactory.models.load import LoadedModel, load_model
+from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
@@ -59,6 +59,7 @@ def _run(config: RunConfig) -> dict[str, float]:
     trainer = build_trainer(
         config,
         model=loaded.model,
+        reference=load_reference(config, bundle),
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,

@@ -45,6 +45,7 @@ from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
 from llamafactory.training.sharing import choose_sharing
+from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -58,9 +59,11 @@ def build_trainer(
     datasets: Datasets,
     objective: Objective,
     save_weights: Callable[[Path], None] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
+    reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
@@ -77,11 +80,19 @@ def build_trainer(
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
         notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
-    scorer = _scorer(objective, model, args)
+    collate = _collator(config, model, tokenizer, layout)
+    free = reference is None and isinstance(model, PeftModel)
+    stored = stores_reference(config, datasets, args, free=free)
+    if stored:
+        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
+        evaluation = _evaluation_sets(config, datasets)
+        reference = None
+    scorer = _scorer(objective, model, args, reference, stored=stored)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, model, tokenizer, layout),
+        data_collator=collate,
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
@@ -121,10 +132,17 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     return ShuffledSampler(len(dataset), seed)
 
 
-def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> Scorer:
+def _scorer(
+    objective: Objective,
+    model: PreTrainedModel | PeftModel,
+    args: TrainingArguments,
+    separate: PreTrainedModel | None,
+    *,
+    stored: bool,
+) -> Scorer:
     if objective.head == "value":
         return SequenceScorer()
-    reference = build_reference(model) if objective.needs_reference else None
+    reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)

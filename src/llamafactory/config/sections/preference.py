@@ -28,3 +28,8 @@ class PreferenceConfig(Section):
     ref_model: str | None = option(None, "Reference model; left out, the model before training.")
     ref_model_adapters: CommaList = option((), "Adapters of the reference model, separated by commas.")
     ref_model_quantization_bit: Literal[4, 8] | None = option(None, "Quantization of the reference model.", unit="bits")
+    precompute_ref_logps: bool | None = option(
+        None,
+        "Compute the reference's log-probabilities once and keep them on disk; left out, where that saves work: with "
+        "several epochs, or where a second model would be held.",
+    )
