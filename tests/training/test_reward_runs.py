@@ -35,7 +35,7 @@ def reward_model(*, lora: bool = False) -> nn.Module:
 
 def reward_trainer(folder: Path, model: nn.Module | None = None, **options: object) -> Trainer:
     return make_trainer(
-        run_config(folder, **BASE, **options),
+        run_config(folder, **{**BASE, **options}),
         reward_model() if model is None else model,
         train=pairs(UNEVEN),
         evals={"validation": pairs(UNEVEN[:7])},

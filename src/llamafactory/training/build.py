@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     DataCollator,
@@ -28,13 +29,14 @@ from llamafactory.data.kinds import kind_of
 from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
-from llamafactory.logs import notice
+from llamafactory.logs import get_logger, notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
 from llamafactory.parts import require
 from llamafactory.training import dropout
 from llamafactory.training.arguments import build_training_arguments
+from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
@@ -49,6 +51,7 @@ from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
+logger = get_logger(__name__)
 
 
 def build_trainer(
@@ -79,7 +82,10 @@ def build_trainer(
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
-        notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
+        notice(
+            f"{config.place('lora_dropout')}: lora_dropout: {config.lora.lora_dropout:g} has no effect in stage "
+            f"{config.finetuning.stage}, which compares answers without random masks"
+        )
     collate = _collator(config, model, tokenizer, layout)
     free = reference is None and isinstance(model, PeftModel)
     stored = stores_reference(config, datasets, args, free=free)
@@ -105,6 +111,9 @@ def build_trainer(
         save_weights=save_weights or _plain_saver(model, tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
+        weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)
+        logger.info(balance_line(datasets.train["desirable"], *weights))
     return trainer
 
 
