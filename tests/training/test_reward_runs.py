@@ -70,6 +70,7 @@ def test_accumulation_changes_nothing(
     assert trainer.evaluate()["eval_accuracy"] == whole.evaluate()["eval_accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_updates_and_predictions(tmp_path: Path, whole: Trainer) -> None:
     log = run_group(tmp_path / "group", 2, **BASE, **split(2, 2))
     assert close(log, logged(whole))
