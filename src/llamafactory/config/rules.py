@@ -1,19 +1,20 @@
 """Comparing sections: what may not stand together, and what is given without having an effect.
 
-Orders the rules of the `rules_*` modules. Rules that need a device or a file of weights live with the recipes.
+Orders the rules of the `rules_*` modules; `rules_parts` compares what the parts state about themselves.
+Rules that need a device or a file of weights live with the recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llamafactory.config import rules_data, rules_memory, rules_methods, rules_use
+from llamafactory.config import rules_data, rules_memory, rules_methods, rules_parts, rules_use
 from llamafactory.config.catalog import options
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.violation import Violation, show, value_of
 
-RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES)
+RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES, *rules_parts.RULES)
 
 Unused = tuple[str, Callable[[RunConfig], bool], str]
 
