@@ -6,7 +6,6 @@ The facts lie in the parts' files (`llamafactory.facts`); reading them imports n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 from llamafactory import env
 from llamafactory.config.catalog import options
@@ -33,26 +32,20 @@ def claims_optim(config: RunConfig) -> bool:
     return any(key == "optim" and name in values for key, values in choices)
 
 
-def one_optimizer(config: RunConfig) -> Iterator[Violation]:
-    """A run has one optimizer."""
-    if config.command not in TRAIN:
-        return
-    chosen = [_choice(config, OPTIMIZER, *part) or "" for part in chosen_parts(config, OPTIMIZER).items()]
-    chosen.sort(key=list(options()).index)
-    for first, second in pairwise(chosen):
-        yield Violation((first, second), "there is one optimizer", "keep one of them")
-
-
 def part_clashes(config: RunConfig) -> Iterator[Violation]:
-    """What each chosen part cannot stand beside."""
+    """What each chosen part cannot stand beside; and of each family one part is chosen."""
     if config.command not in TRAIN:
         return
     for family in FAMILIES:
-        for name, facts in chosen_parts(config, family).items():
-            choice = _choice(config, family, name, facts)
-            assert choice is not None
+        chosen = chosen_parts(config, family)
+        choices = {name: str(_choice(config, family, name, facts)) for name, facts in chosen.items()}
+        if len(choices) > 1:
+            keys = sorted(choices.values(), key=list(options()).index)
+            yield Violation(tuple(keys), f"there is one {family}", "keep one of them")
+            continue
+        for name, facts in chosen.items():
             for clash in facts.clashes:
-                yield from _violations(config, choice, clash)
+                yield from _violations(config, choices[name], clash)
 
 
 def _choice(config: RunConfig, family: str, name: str, facts: Facts) -> str | None:
@@ -93,4 +86,4 @@ def _is_set(config: RunConfig, key: str) -> bool:
     return value != options()[key].default and value not in (None, False, (), "")
 
 
-RULES: tuple[Rule, ...] = (one_optimizer, part_clashes)
+RULES: tuple[Rule, ...] = (part_clashes,)

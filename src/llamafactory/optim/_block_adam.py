@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llamafactory.logs import get_logger
 from llamafactory.optim._rules import adam
-from llamafactory.optim._update import Group, State, TensorwiseOptimizer, descend
+from llamafactory.optim._update import Group, State, TensorwiseOptimizer, descend, wide
 
 logger = get_logger(__name__)
 
@@ -93,11 +93,10 @@ class BlockwiseAdam(TensorwiseOptimizer):
     def descend_in_fp32(self, weight: Tensor, gradient: Tensor, parameter: nn.Parameter, group: Group) -> Tensor:
         """The new fp32 value of `weight` (all of the parameter, or some of its entries) after one step."""
         state = self.state[parameter]
-        if weight.dtype == torch.float32:
-            copy = weight
-        else:
-            copy = state.setdefault("copy", weight.float()) if "copy" not in state else state["copy"]
-        descend(copy, self.direction(gradient.float(), parameter, state, group), group)
+        if weight.element_size() < 4 and "copy" not in state:
+            state["copy"] = wide(weight)
+        copy = state.get("copy", weight)
+        descend(copy, self.direction(wide(gradient), parameter, state, group), group)
         return copy
 
 

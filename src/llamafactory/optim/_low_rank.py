@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llamafactory.config.run import RunConfig
 from llamafactory.config.violation import value_of
 from llamafactory.errors import ConfigError
-from llamafactory.optim._update import Group, State, decay_groups, trained
+from llamafactory.optim._update import Group, State, decay_groups, trained, wide
 
 ALL = {"all", "all-linear", "all_linear"}
 
@@ -48,7 +48,7 @@ def sides(shape: torch.Size, proj_type: str) -> tuple[str, ...]:
 
 def singular_bases(gradient: Tensor, rank: int, wanted: Iterable[str]) -> dict[str, Tensor]:
     """The first `rank` singular vectors of a gradient, as columns."""
-    u, _, vh = torch.linalg.svd(gradient.float(), full_matrices=False)
+    u, _, vh = torch.linalg.svd(wide(gradient), full_matrices=False)
     bases = {"left": u[..., :rank], "right": vh[..., :rank, :].mT}
     return {side: bases[side].to(gradient.dtype).clone(memory_format=torch.contiguous_format) for side in wanted}
 

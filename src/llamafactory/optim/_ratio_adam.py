@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +38,7 @@ class RatioAdam(BlockwiseAdam):
     def _draw(self, parameter: nn.Parameter) -> Tensor:
         """Places of the entries [k] in the flattened tensor, the same for the same tensor and turn."""
         size = parameter.numel()
-        count = math.ceil(self._share * size)
+        count = max(1, round(self._share * size))
         turn = self.turns.turn(self.num_steps)
         generator = torch.Generator().manual_seed(self.turns.seed + self._numbers[id(parameter)] + 1_000_003 * turn)
         if not self._scattered:

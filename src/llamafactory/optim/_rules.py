@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llamafactory.optim._eight_bit import dequantize, quantize
-from llamafactory.optim._update import Group, State
+from llamafactory.optim._update import Group, State, wide
 
 MIN_8BIT_SIZE = 4096
 """Smaller tensors keep full moments: they cost little, and vectors of norms are sensitive."""
@@ -36,7 +36,7 @@ def adam_8bit(gradient: Tensor, state: State, group: Group) -> Tensor:
         v = dequantize(state["v"], state["v_scale"], gradient.shape, signed=False).square_()
     else:
         m, v = (torch.zeros_like(gradient, dtype=torch.float32) for _ in range(2))
-    direction = _adam(gradient.float(), m, v, state, group)
+    direction = _adam(wide(gradient), m, v, state, group)
     state["m"], state["m_scale"] = quantize(m, signed=True)
     state["v"], state["v_scale"] = quantize(v.sqrt_(), signed=False)
     return direction
@@ -51,7 +51,7 @@ def adafactor(gradient: Tensor, state: State, group: Group) -> Tensor:
     del group
     state["step"] = state.get("step", 0) + 1
     decay = 1 - state["step"] ** -0.8
-    squares = gradient.float().square().add_(1e-30)
+    squares = wide(gradient).square().add_(1e-30)
     if gradient.ndim < 2:
         v = _average(state, "v", squares, decay)
     else:

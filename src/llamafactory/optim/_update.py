@@ -72,7 +72,7 @@ class TensorwiseOptimizer(Optimizer):
                 "switch off the layerwise option (or choose another optim)"
             )
         assert parameter.grad is not None
-        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(wide(parameter.grad))
         self._seen[id(parameter)] = norm
         if norm.isfinite():
             self.update(parameter, self.param_groups[number])
@@ -89,6 +89,11 @@ def descend(weight: Tensor, direction: Tensor, group: Group) -> None:
     if group["weight_decay"]:
         weight.mul_(1 - group["lr"] * group["weight_decay"])
     weight.add_(direction.to(weight.dtype), alpha=-group["lr"])
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """16-bit numbers as fp32; wider ones as they are."""
+    return tensor.float() if tensor.element_size() < 4 else tensor
 
 
 def adam_defaults(args: TrainingArguments) -> Group:

@@ -34,7 +34,7 @@ from llamafactory.optim._low_rank import (
     singular_bases,
 )
 from llamafactory.optim._rules import adam
-from llamafactory.optim._update import Group, State, TensorwiseOptimizer, adam_defaults
+from llamafactory.optim._update import Group, State, TensorwiseOptimizer, adam_defaults, wide
 
 FACTS = Facts(
     "APOLLO",
@@ -72,9 +72,9 @@ class Apollo(TensorwiseOptimizer):
             return adam(gradient, state, group)
         if state.get("step", 0) % group["interval"] == 0:
             state.update(self._bases(gradient, parameter, state, group))
-        low = project(gradient, state)
+        low = wide(project(gradient, state))
         shape = None if group["scale_type"] == "tensor" else (-1 if "right" in state else -2)
-        scaled = gradient * _ratio(adam(low, state, group), low, shape)
+        scaled = gradient * _ratio(adam(low, state, group), low, shape).to(gradient.dtype)
         factor = group["scale"] ** 0.5
         if group["scale_front"]:
             return _limit_growth(scaled * factor, state)
@@ -97,7 +97,7 @@ def _ratio(after: Tensor, before: Tensor, dim: int | None) -> Tensor:
 
 
 def _limit_growth(update: Tensor, state: State) -> Tensor:
-    norm = torch.linalg.vector_norm(update, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(wide(update))
     if "norm" in state:
         limit = MAX_GROWTH * state["norm"]
         factor = torch.where((norm > limit) & (limit > 0), limit / norm, torch.ones_like(norm))

@@ -28,7 +28,7 @@ from llamafactory.optim._low_rank import (
     singular_bases,
 )
 from llamafactory.optim._rules import RULES
-from llamafactory.optim._update import Group, State, TensorwiseOptimizer, adam_defaults
+from llamafactory.optim._update import Group, State, TensorwiseOptimizer, adam_defaults, wide
 
 IN_STEP_NAMES = ("galore_adamw", "galore_adamw_8bit", "galore_adafactor")
 LAYERWISE_NAMES = ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise")
@@ -63,7 +63,7 @@ class GaLore(TensorwiseOptimizer):
             return rule(gradient, state, group)
         if state.get("step", 0) % group["interval"] == 0:
             state.update(singular_bases(gradient, group["rank"], sides(gradient.shape, group["proj_type"])))
-        return expand(rule(project(gradient, state), state, group).to(gradient.dtype), state) * group["scale"]
+        return expand(rule(wide(project(gradient, state)), state, group).to(gradient.dtype), state) * group["scale"]
 
 
 def build(model: nn.Module, config: RunConfig, args: TrainingArguments) -> Optimizer:
