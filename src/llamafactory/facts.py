@@ -28,7 +28,8 @@ class Clash:
 
     key: the option, or one of the circumstances above. values: those that clash (none: any but the default); allowed:
     the only ones that do not. when: the clash only counts while one of these settings holds. if_given: the default of
-    the key is left alone. why and fix: ends of the sentence the user reads.
+    the key is left alone. why and fix: ends of the sentence the user reads. A clash with the key that chose the part
+    does not count.
     """
 
     key: str

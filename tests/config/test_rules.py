@@ -154,7 +154,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {**FULL, "use_galore": True, "optim": "sgd"},
         "use_galore: true with optim: sgd: GaLore projects the gradients of",
     ),
-    ({**FULL, "use_muon": True, "optim": "lomo"}, "use_muon: true with optim: lomo: there is one optimizer; keep one"),
+    ({**FULL, "use_muon": True, "optim": "lomo"}, "optim: lomo with use_muon: true: there is one optimizer; keep one"),
     ({**TRAIN, "optim": "apollo_adamw"}, "optim: apollo_adamw with finetuning_type: lora: adapters are small already"),
     ({**FULL, "optim": "lomo", "gradient_accumulation_steps": 2}, "optim: lomo with gradient_accumulation_steps: 2"),
     (
@@ -290,6 +290,16 @@ def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
         ({"pref_beta": 0.5, "kto_chosen_weight": 2}, "pref_beta, kto_chosen_weight: no effect in this stage"),
         ({"galore_rank": 4}, "galore_rank: no effect unless use_galore is true"),
         ({"export_dir": "x", "export_size": 2}, "export_dir, export_size: no effect in this command"),
+        ({"optim_target_modules": "mlp"}, "optim_target_modules: no effect unless optim is a galore_ or apollo_ name"),
+        ({"use_muon": True, "optim_args": "a=1"}, "optim_args: no effect because the optimizer is not chosen by optim"),
+        (
+            {"finetuning_type": "full", "use_badam": True, "badam_update_ratio": 0.5},
+            "badam_update_ratio: no effect unless badam_mode is ratio",
+        ),
+        (
+            {"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio", "badam_start_block": 1},
+            "badam_start_block: no effect unless badam_mode is layer",
+        ),
         ({"buffer_size": 4}, "buffer_size: no effect unless streaming is true"),
         ({"eval_steps": 4}, "eval_steps: no effect unless eval_strategy is steps"),
         ({"stage": "orpo", "ref_model": "r"}, "ref_model: no effect because this loss has no reference model"),

@@ -12,7 +12,7 @@ from llamafactory.config.catalog import options
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.violation import Rule, Violation, value_of
-from llamafactory.facts import DEEPSPEED, PROCESSES, SHARDED, Clash, Facts, Setting, read_facts
+from llamafactory.facts import ADAMW_ONLY, DEEPSPEED, PROCESSES, SHARDED, Clash, Facts, Setting, read_facts
 
 OPTIMIZER = "optimizer"
 FAMILIES = {OPTIMIZER: "llamafactory.optim"}
@@ -30,6 +30,12 @@ def claims_optim(config: RunConfig) -> bool:
     name = config.training.optim
     choices = [choice for facts in read_facts(FAMILIES[OPTIMIZER]).values() for choice in facts.chosen_by]
     return any(key == "optim" and name in values for key, values in choices)
+
+
+def replaces_optim(config: RunConfig) -> bool:
+    """True when an option other than `optim` chooses the optimizer and its update rule."""
+    chosen = chosen_parts(config, OPTIMIZER)
+    return any(ADAMW_ONLY in facts.clashes for facts in chosen.values()) or config.galore.use_galore
 
 
 def part_clashes(config: RunConfig) -> Iterator[Violation]:
@@ -55,7 +61,7 @@ def _choice(config: RunConfig, family: str, name: str, facts: Facts) -> str | No
 
 def _violations(config: RunConfig, choice: str, clash: Clash) -> Iterator[Violation]:
     condition = next((setting[0] for setting in clash.when if _holds(config, setting)), None)
-    if (clash.when and condition is None) or not _hits(config, clash):
+    if clash.key == choice or (clash.when and condition is None) or not _hits(config, clash):
         return
     own = condition or choice
     launched = clash.key == PROCESSES or (clash.key in {SHARDED, DEEPSPEED} and not _is_set(config, clash.key))

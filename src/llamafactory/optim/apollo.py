@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from llamafactory.config.run import RunConfig
-from llamafactory.facts import FULL_WEIGHTS, WHOLE_WEIGHTS, Clash, Facts, updates_in_backward
+from llamafactory.facts import ADAMW_ONLY, FULL_WEIGHTS, WHOLE_WEIGHTS, Facts, updates_in_backward
 from llamafactory.optim._low_rank import (
     Projection,
     low_rank_groups,
@@ -42,13 +42,7 @@ FACTS = Facts(
     clashes=(
         FULL_WEIGHTS,
         *WHOLE_WEIGHTS,
-        Clash(
-            "optim",
-            "APOLLO scales by AdamW alone",
-            "remove optim",
-            allowed=("adamw_torch", "adamw_torch_fused"),
-            when=(("use_apollo", (True,)),),
-        ),
+        ADAMW_ONLY,
         *updates_in_backward((("apollo_layerwise", (True,)), ("optim", ("apollo_adamw_layerwise",)))),
     ),
 )

@@ -44,7 +44,6 @@ FACTS = Facts(
             "GaLore projects the gradients of AdamW, 8-bit AdamW and Adafactor",
             "remove optim, or set it to adamw_torch, adamw_8bit or adafactor",
             allowed=PROJECTED,
-            when=(("use_galore", (True,)),),
         ),
         *updates_in_backward((("galore_layerwise", (True,)), ("optim", LAYERWISE_NAMES))),
     ),
