@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from llamafactory.config import load_config
+from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -133,6 +135,36 @@ def test_tiny_run(workplace: Path, name: str) -> None:
     losses = [json.loads(line).get("loss") for line in (folder / "trainer_log.jsonl").read_text("utf-8").splitlines()]
     losses = [loss for loss in losses if loss is not None]
     assert losses[-1] < losses[0] or len(losses) == 1
+
+
+OPTIMIZERS = ("adalomo", "adam_mini", "adamw_8bit", "apollo", "badam", "galore", "muon")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as `init` makes it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    cli(ROOT, "init", str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_example_on_a_tiny_model(
+    tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    (path,) = (EXAMPLES / "extras" / name).glob("*.yaml")
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "cutoff_len": 64, "max_samples": 16,
+        "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true",
+    }  # fmt: skip
+    metrics = run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path))
+    assert metrics["train_loss"] > 0 and before.keys() == after.keys()
+    assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
 
 
 @pytest.mark.slow

@@ -161,20 +161,20 @@ def _together(trainer: Trainer, stage: Path, action: Callable[[], None]) -> None
 def save_optimizer(trainer: Trainer, folder: Path) -> None:
     """Write the state of optimizer and schedule, on the process that saves."""
     if trainer.args.should_save:
-        save_state(folder / checkpointing.OPTIMIZER, _optimizer(trainer).state_dict())
+        save_state(folder / checkpointing.OPTIMIZER, core_optimizer(trainer).state_dict())
         save_plain(folder / checkpointing.SCHEDULER, trainer.lr_scheduler.state_dict())
 
 
 def load_optimizer(trainer: Trainer, folder: Path) -> None:
     """Take up the state of optimizer and schedule."""
     load_optimizer_state(
-        _optimizer(trainer),
+        core_optimizer(trainer),
         cast("Mapping[str, object]", load_state(_existing(folder, checkpointing.OPTIMIZER))),
     )
     trainer.lr_scheduler.load_state_dict(load_plain(_existing(folder, checkpointing.SCHEDULER)))
 
 
-def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+def core_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     """The optimizer itself, without accelerate's wrapper."""
     return cast("torch.optim.Optimizer", getattr(trainer.optimizer, "optimizer", trainer.optimizer))
 

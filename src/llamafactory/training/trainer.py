@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from llamafactory.logs import get_logger
 from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
+from llamafactory.optim import TensorwiseOptimizer
 from llamafactory.training import checkpointing, run_state
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.preparation import Preparation
@@ -137,6 +138,9 @@ class Trainer(transformers.Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once per update, after clipping and before the optimizer: the place to refuse a broken update."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        optimizer = run_state.core_optimizer(self)
+        if isinstance(optimizer, TensorwiseOptimizer) and optimizer.in_backward:
+            norm = optimizer.applied_grad_norm()
         loss, self._step_loss = self._step_loss, None
         values = torch.stack([torch.as_tensor(value).detach().float().to(self.args.device) for value in (loss, norm)])
         scaled = self.accelerator.scaler is not None
