@@ -72,7 +72,11 @@ def conversations() -> Mapping[str, Conversation]:
     tools = known["tools"].tools
     talk = (Message("user", "Hi"), Message("assistant", "Hello."))
     chat = (*talk, Message("user", "1+1?\nExplain."), Message("assistant", "It is 2.\n\n- one"))
-    two = '[{"name": "get_weather", "arguments": {"city": "Oslo"}}, {"name": "get_weather", "arguments": {"city": "Rom"}}]'
+    calls = (
+        '{"name": "get_weather", "arguments": {"city": "Oslo"}}',
+        '{"name": "get_weather", "arguments": {"city": "Rom"}}',
+    )
+    two = "[" + ", ".join(calls) + "]"
     results = (Message("observation", '{"temp": 3}'), Message("observation", '{"temp": 25}'))
     asked = Message("user", "Weather?")
     return {
