@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,8 @@ from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.errors import ConfigError, DataError
 from llamafactory.models.starter import build_tokenizer
 from llamafactory.rendering.calls import read_tools
-from llamafactory.rendering.conformance import cases, chat_messages, control_tokens
+from llamafactory.rendering.conformance import cases, chat_messages
+from llamafactory.rendering.control_tokens import control_tokens
 from llamafactory.rendering.records import Conversation, Feedback, Message
 from llamafactory.rendering.renderer import DEFAULT_DATE, Renderer, build_renderer
 from llamafactory.rendering.template import get_template
@@ -72,11 +74,7 @@ def conversations() -> Mapping[str, Conversation]:
     tools = known["tools"].tools
     talk = (Message("user", "Hi"), Message("assistant", "Hello."))
     chat = (*talk, Message("user", "1+1?\nExplain."), Message("assistant", "It is 2.\n\n- one"))
-    calls = (
-        '{"name": "get_weather", "arguments": {"city": "Oslo"}}',
-        '{"name": "get_weather", "arguments": {"city": "Rom"}}',
-    )
-    two = "[" + ", ".join(calls) + "]"
+    two = json.dumps([{"name": "get_weather", "arguments": {"city": city}} for city in ("Oslo", "Rom")])
     results = (Message("observation", '{"temp": 3}'), Message("observation", '{"temp": 25}'))
     asked = Message("user", "Weather?")
     return {

@@ -122,7 +122,7 @@ def _tokenizer(words: Words, chosen: Sequence[Template]) -> PreTrainedTokenizerB
                 f"--tokenizer: {words.tokenizer!r} holds no tokenizer transformers can read ({error})"
             ) from error
     from llamafactory.models.starter import build_tokenizer
-    from llamafactory.rendering.conformance import control_tokens
+    from llamafactory.rendering.control_tokens import control_tokens
 
     special = dict.fromkeys(
         ("<s>", "</s>", "<pad>", *(name for template in chosen for name in control_tokens(template)))
