@@ -50,8 +50,9 @@ def _tell_missing_tokens(config: RunConfig, bundle: TokenizerBundle, renderer: R
     lacks += " and ".join((*reads, *gets))
     if own and find(config.model.model_name_or_path) is None and not config.template.allow_template_mismatch:
         raise ConfigError(
-            f"{lacks}, while its own chat template is written otherwise; leave the key out ({config.place('template')}) to "
-            "use that one, name the tokens in add_special_tokens to teach them, or set allow_template_mismatch: true"
+            f"{lacks}, while its own chat template is written otherwise; leave the key out "
+            f"({config.place('template')}) to use that one, name the tokens in add_special_tokens to teach them, or "
+            "set allow_template_mismatch: true"
         )
     logger.warning("%s; is it the model's template? add_special_tokens makes each of them one token", lacks)
 
