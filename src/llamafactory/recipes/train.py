@@ -26,6 +26,7 @@ from llamafactory.recipes.upload import upload
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
+from llamafactory.training.preflight import check_training
 from llamafactory.training.results import finish_training, write_results
 from llamafactory.training.trainer import Trainer
 
@@ -50,6 +51,7 @@ def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str
 def _run(config: RunConfig) -> dict[str, float]:
     refuse_unavailable(config, "train")
     training = config.training
+    args = check_training(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
     objective = STAGES.load(config.finetuning.stage).build(config)
@@ -61,6 +63,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
+        args=args,
         save_weights=_saver(loaded, bundle, renderer),
     )
     metrics: dict[str, float] = {}
