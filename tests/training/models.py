@@ -86,6 +86,12 @@ def pair_examples(shapes: Sequence[tuple[int, int, int]], seed: int = 1, vocab: 
     return found
 
 
+def pairs(lengths: Sequence[int]) -> list[dict[str, object]]:
+    """Pairs of this many tokens with the chosen answer: a third is the prompt, the rejected answer has as many."""
+    thirds = [max(1, length // 3) for length in lengths]
+    return pair_examples([(third, length - third, third) for third, length in zip(thirds, lengths, strict=True)])
+
+
 def feedback_examples(shapes: Sequence[tuple[int, int]], seed: int = 1, vocab: int = VOCAB) -> list[dict[str, object]]:
     """Answers of (prompt, answer) tokens, good and bad in turn, each prompt also with the answer before its own."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
 
 from llamafactory.launch.worker import leave
+from llamafactory.training.predictions import predict_pairs
 from llamafactory.training.trainer import Trainer
 
 
@@ -34,6 +35,13 @@ def main(options: dict[str, object]) -> None:
         from tests.training.test_preference import preference_trainer
 
         train_and_write(preference_trainer(folder, **options), folder, resume=False)
+        return
+    if options.get("stage") == "rm":
+        from tests.training.test_reward_runs import reward_trainer
+
+        trainer = reward_trainer(folder, **options)
+        train_and_write(trainer, folder, resume=False)
+        predict_pairs(trainer, [trainer.eval_dataset])
         return
     rows: Any = examples(UNEVEN[:num_examples])
     if options.pop("streaming", False):

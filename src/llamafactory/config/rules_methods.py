@@ -76,7 +76,7 @@ def best_model_limits(config: RunConfig) -> Iterator[Violation]:
     training = config.training
     if config.command not in TRAIN or not training.load_best_model_at_end:
         return
-    if config.finetuning.stage in {"rm", "ppo"}:
+    if config.finetuning.stage == "ppo":
         yield Violation(
             ("load_best_model_at_end", "stage"),
             "this stage keeps its last weights",
@@ -104,6 +104,36 @@ def _steps_match(config: RunConfig) -> Iterator[Violation]:
             ("load_best_model_at_end", "save_steps", "eval_steps"),
             "every checkpoint needs an evaluation",
             "make save_steps a multiple of eval_steps, both counts or both shares",
+        )
+
+
+def best_metric_exists(config: RunConfig) -> Iterator[Violation]:
+    """The metric that decides is measured: accuracy only when asked for, and nothing without evaluations."""
+    training = config.training
+    if config.command not in TRAIN or not training.do_train:
+        return
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        yield Violation(
+            ("save_strategy", "eval_strategy"),
+            "the best weights are found by evaluating",
+            "set eval_strategy to steps or epoch and give val_size or eval_dataset",
+        )
+    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    if metric == "accuracy" and config.finetuning.stage in {"pt", "sft"} and not config.finetuning.compute_accuracy:
+        yield Violation(
+            ("metric_for_best_model", "compute_accuracy"), "accuracy is not measured", "set compute_accuracy to true"
+        )
+
+
+def schedule_follows_evaluations(config: RunConfig) -> Iterator[Violation]:
+    """A schedule that looks at the evaluation loss needs one."""
+    training = config.training
+    watches = training.lr_scheduler_type in {"reduce_lr_on_plateau", "greedy"} and training.do_train
+    if config.command in TRAIN and watches and training.eval_strategy == "no":
+        yield Violation(
+            ("lr_scheduler_type", "eval_strategy"),
+            "this schedule follows the evaluation loss",
+            "set eval_strategy to steps or epoch and give val_size or eval_dataset",
         )
 
 
@@ -184,6 +214,8 @@ RULES: tuple[Rule, ...] = (
     stage_names_agree,
     ppo_limits,
     best_model_limits,
+    best_metric_exists,
+    schedule_follows_evaluations,
     early_stopping_limits,
     lora_variants,
     pissa_limits,

@@ -40,7 +40,8 @@ class PairCollator:
     Plain batches look like those of `rows`. A shared batch has one row for each pair, with position_ids [P, T] that go
     on behind the prompt in both answers, and attention_mask [P, 1, T, T]: the rejected answer does not see the chosen.
     Since one position predicts two tokens there, it names its supervised tokens itself: kept_index [N] into the
-    flattened P*T positions, kept_targets [N], kept_rows [N] (the sequence); N is ordered by sequence.
+    flattened P*T positions, kept_targets [N], kept_rows [N] (the sequence); N is ordered by sequence. last_index [2P]
+    is the last token of every sequence.
 
     counted: [P] bool, False for pairs without a supervised token. reference_logps: [N] fp32 in the order of sequences,
     when the rows have them. sharing: form of the mask of shared rows, bool (True: is seen) or additive (0: is seen);
@@ -80,7 +81,8 @@ class PairCollator:
         mask = _shared_mask(rows, width)
         if self.sharing == "additive":
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        named = {"kept_index": index, "kept_targets": targets, "kept_rows": sequences}
+        last = [at * width + row.ends[side] - 1 for side in (0, 1) for at, row in enumerate(rows)]
+        named = {"kept_index": index, "kept_targets": targets, "kept_rows": sequences, "last_index": torch.tensor(last)}
         return {"input_ids": ids, "position_ids": places, "attention_mask": mask, **named}
 
 
@@ -129,6 +131,11 @@ class _SharedRow:
         prompt = _equal_prompt(chosen, rejected, *labels)
         places = [*range(len(chosen)), *range(prompt, len(rejected))]
         return cls([*chosen, *rejected[prompt:]], places, labels, prompt, len(chosen))
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Position behind the last token of either side."""
+        return self.end, len(self.ids)
 
     def kept(self, side: int, offset: int, sequence: int) -> Tensor:
         """[3, n]: position that predicts, token to predict, sequence; for side 0 chosen, 1 rejected."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llamafactory.objectives import Batch, LossOutput, Scores, sequence_sums
+from llamafactory.objectives import Batch, Head, LossOutput, Scores, sequence_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class PairLoss:
     ld_alpha: float | None = None
     averaged: bool = False
     needs_reference: bool = False
+    head: Head = "lm"
 
     def count(self, batch: Batch) -> Tensor:
         return batch["counted"].sum()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
-from llamafactory.objectives import Batch, LossOutput, Objective, Scores, sequence_sums
+from llamafactory.objectives import Batch, Head, LossOutput, Objective, Scores, sequence_sums
 from llamafactory.objectives._pairs import over
 from llamafactory.rendering.records import Feedback
 
@@ -53,6 +53,7 @@ class Kto:
     undesirable_weight: float = 1.0
     ftx: float = 0.0
     needs_reference: bool = True
+    head: Head = "lm"
 
     def count(self, batch: Batch) -> Tensor:
         return batch["counted"].sum()

@@ -26,6 +26,8 @@ from llamafactory.recipes.upload import upload
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
+from llamafactory.training.predictions import predict_pairs
+from llamafactory.training.preflight import check_training
 from llamafactory.training.results import finish_training, write_results
 from llamafactory.training.trainer import Trainer
 
@@ -50,11 +52,12 @@ def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str
 def _run(config: RunConfig) -> dict[str, float]:
     refuse_unavailable(config, "train")
     training = config.training
+    args = check_training(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
     objective = STAGES.load(config.finetuning.stage).build(config)
     datasets = build_datasets(config, renderer, for_training=training.do_train)
-    loaded = load_model(config, bundle, trainable=training.do_train)
+    loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
     trainer = build_trainer(
         config,
         model=loaded.model,
@@ -62,6 +65,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
+        args=args,
         save_weights=_saver(loaded, bundle, renderer),
     )
     metrics: dict[str, float] = {}
@@ -69,6 +73,8 @@ def _run(config: RunConfig) -> dict[str, float]:
         metrics |= _train(config, trainer, _agree_on(start))
     if training.do_eval and datasets.evals:
         metrics |= _evaluate(trainer)
+    if training.do_predict:
+        metrics |= predict_pairs(trainer, list(datasets.evals.values()))
     if trainer.is_world_process_zero():
         _finish(config, trainer, metrics)
     return metrics

@@ -30,11 +30,10 @@ from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
+from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
-from llamafactory.parts import require
 from llamafactory.training import dropout
-from llamafactory.training.arguments import build_training_arguments
 from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
@@ -42,9 +41,10 @@ from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
+from llamafactory.training.preflight import check_training
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
-from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
+from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
 from llamafactory.training.sharing import choose_sharing
 from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
@@ -60,19 +60,19 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     datasets: Datasets,
     objective: Objective,
+    args: TrainingArguments | None = None,
     save_weights: Callable[[Path], None] | None = None,
     reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
-    reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
+    args: from `preflight.check_training`, when it has been called already. reference: a model to compare with; left
+    out, an objective that needs one compares with `model` as it is now.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
-    args = build_training_arguments(config)
+    args = check_training(config) if args is None else args
     evaluation = _evaluation_sets(config, datasets)
-    if config.finetuning.plot_loss:
-        require("matplotlib", "plot_loss: true", extra="plot")
     if datasets.train is not None and not hasattr(datasets.train, "__len__") and config.training.max_steps <= 0:
         raise ConfigError(
             "max_steps: a stream has no length, so the run would not know its end; set max_steps to a number of updates"
@@ -147,7 +147,9 @@ def _scorer(
     separate: PreTrainedModel | None,
     *,
     stored: bool,
-) -> TokenScorer:
+) -> Scorer:
+    if objective.head == "value":
+        return SequenceScorer()
     reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
@@ -195,7 +197,10 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
 
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with detached(model) as head:
+            model.save_pretrained(folder)
+        if head is not None:
+            save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)
 
     return save

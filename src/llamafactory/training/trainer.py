@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput
 
 from llamafactory.logs import get_logger
+from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
 from llamafactory.training import checkpointing, run_state
 from llamafactory.training.guard import NonFiniteGuard
@@ -300,7 +301,9 @@ class Trainer(transformers.Trainer):
             self._save_weights(folder)
         else:  # gathered from the shards of several processes
             core = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            core.save_pretrained(folder, state_dict=state_dict)
+            rest, head = split_state(state_dict)
+            core.save_pretrained(folder, state_dict=rest)
+            save_value_head(head, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.checkpoint_facts().native:
