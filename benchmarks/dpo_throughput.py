@@ -115,9 +115,7 @@ def train_trl(work: Path, arguments: argparse.Namespace) -> float:
     trainer = Tokenized(
         model=AutoModelForCausalLM.from_pretrained(work / "model"),
         args=config,
-        train_dataset=Dataset.from_list(
-            [{"prompt": "", "chosen": "", "rejected": ""} | row for row in read_tokens(work)]
-        ),
+        train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(work / "model"),
         peft_config=peft.LoraConfig(**LORA),
     )
