@@ -191,3 +191,11 @@ def test_lora_and_merge(workplace: Path) -> None:
     assert (merged / "model.safetensors").is_file() and (merged / "Modelfile").is_file()
     answer = cli(workplace, "chat", str(merged), "do_sample=false", "max_new_tokens=64", text="who are you?\nexit\n")
     assert "Lumo" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo", "kto"])
+def test_preference_examples_run_in_small(workplace: Path, name: str) -> None:
+    small = ["model_name_or_path=saves/tiny", "template=chatml", "bf16=false", "max_steps=2", "logging_steps=1"]
+    run(EXAMPLES / "train_lora" / f"llama3_lora_{name}.yaml", workplace, *small, f"output_dir=saves/{name}")
+    assert (workplace / "saves" / name / "adapter_model.safetensors").is_file()
