@@ -105,6 +105,31 @@ def load_model(
     return LoadedModel(model, base.plan.frozen, record, tuple(notes))
 
 
+def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedModel | None:
+    """Load `ref_model` with `ref_model_adapters` merged, in the formats of training; None when the run names none.
+
+    Raises ConfigError, ModelError.
+    """
+    preference = config.preference
+    if not config.uses_reference or preference.ref_model is None:
+        return None
+    named: dict[str, object] = {
+        "model_name_or_path": preference.ref_model,
+        "adapter_name_or_path": preference.ref_model_adapters,
+        "train_from_scratch": False,
+    }
+    other = dataclasses.replace(
+        config,
+        model=config.model.model_copy(update=named),
+        finetuning=config.finetuning.model_copy(update={"finetuning_type": "lora"}),
+    )
+    base = load_base(other, bundle, [], trainable=True)
+    model = ADAPTERS.load("lora").apply(base.model, other, trainable=False, vocab_grown=False)
+    cast_parameters(model.requires_grad_(False), base.plan)
+    logger.info("reference model: %s", preference.ref_model)
+    return model
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """A base model before any adapter."""

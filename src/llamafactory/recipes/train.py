@@ -18,7 +18,7 @@ from llamafactory.data.pipeline import Datasets, build_datasets
 from llamafactory.errors import ConfigError
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
-from llamafactory.models.load import LoadedModel, load_model
+from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
@@ -62,6 +62,7 @@ def _run(config: RunConfig) -> dict[str, float]:
     trainer = build_trainer(
         config,
         model=loaded.model,
+        reference=load_reference(config, bundle),
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,

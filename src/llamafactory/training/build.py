@@ -58,9 +58,11 @@ def build_trainer(
     datasets: Datasets,
     objective: Objective,
     save_weights: Callable[[Path], None] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
+    reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
@@ -77,7 +79,7 @@ def build_trainer(
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
         notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
-    scorer = _scorer(objective, model, args)
+    scorer = _scorer(objective, model, args, reference)
     trainer = Trainer(
         model=model,
         args=args,
@@ -121,10 +123,15 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     return ShuffledSampler(len(dataset), seed)
 
 
-def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> Scorer:
+def _scorer(
+    objective: Objective,
+    model: PreTrainedModel | PeftModel,
+    args: TrainingArguments,
+    separate: PreTrainedModel | None,
+) -> Scorer:
     if objective.head == "value":
         return SequenceScorer()
-    reference = build_reference(model) if objective.needs_reference else None
+    reference = build_reference(model, separate, args) if objective.needs_reference else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
