@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
@@ -48,10 +49,10 @@ class _PassingError(Exception):
 def check(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ConfigError unless reward_model is a URL of http or https."""
     url = str(config.ppo.reward_model)
-    if not url.startswith(("http://", "https://")):
+    if not _is_url(url):
         raise ConfigError(
             f"{config.place('reward_model')}: reward_model: {url!r} is not a URL, and reward_model_type: api needs "
-            "one that starts with http:// or https://; correct it, or set reward_model_type: full"
+            "one such as http://127.0.0.1:8000/score; correct it, or set reward_model_type: full"
         )
 
 
@@ -101,8 +102,8 @@ class ServerReward:
         """The body of the answer. Raises _PassingError for failures that may pass, RewardServerError for others."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
         try:
+            request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
             with opener.open(request, timeout=self.timeout_seconds) as answer:
                 return self._body(answer, SPARE_BYTES + BYTES_PER_SCORE * num_texts)
         except urllib.error.HTTPError as error:
@@ -149,6 +150,14 @@ class ServerReward:
             '{"messages": [text, ...]} with {"scores": [number, ...]}; look at its log, correct reward_model, or raise '
             "reward_model_timeout_seconds"
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_score(value: object) -> bool:
