@@ -14,15 +14,19 @@ from tests.training.models import (
     gradients,
     largest_difference,
     padded,
+    pairs,
     tiny_model,
     with_lora,
 )  # fmt: skip
 from torch import Tensor, nn
 
+from llamafactory.data.collate import Collator
+from llamafactory.data.pairs import PairCollator
 from llamafactory.models.value_head import attach_value_head, required_value_head, value_head_of
 from llamafactory.objectives import Head
 from llamafactory.objectives._tokens import CrossEntropy
 from llamafactory.training.scoring import SequenceScorer, TokenScorer
+from llamafactory.training.sharing import choose_sharing
 
 LENGTHS = (24, 9, 17)
 
@@ -91,6 +95,17 @@ def test_flat_and_left_padded_sequences_have_the_same_values(family: str) -> Non
     left = {name: value.flip(1) for name, value in left.items()}
     left["position_ids"] = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
     assert torch.allclose(SequenceScorer()(model, left).values, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_pairs_that_share_a_prompt_have_the_same_values(attention: str) -> None:
+    model = model_with_head("llama", attn_implementation=attention)
+    rows = pairs((24, 9, 17))
+    plain = PairCollator(Collator(pad_token_id=0))(rows)
+    shared = PairCollator(Collator(pad_token_id=0), choose_sharing(model, 64))(rows)
+    assert "last_index" in shared and "last_index" not in plain
+    found = SequenceScorer()(model, shared).values
+    assert found is not None and torch.allclose(found, SequenceScorer()(model, plain).values, atol=1e-5)
 
 
 @pytest.mark.parametrize("max_logits", [2**25, 5 * VOCAB], ids=["whole", "chunks"])

@@ -25,13 +25,19 @@ from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.compat import calm_libraries
 from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
-from llamafactory.models.hub import is_local
+from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
 from llamafactory.models.rope import scale_rope, set_rope
 from llamafactory.models.router import set_router_loss
 from llamafactory.models.upcast import upcast_head_output, upcast_norms
-from llamafactory.models.value_head import VALUE_HEAD_FILE, StoredHead, attach_value_head, read_value_head
+from llamafactory.models.value_head import (
+    VALUE_HEAD_FILE,
+    StoredHead,
+    attach_value_head,
+    freeze_for_ranking,
+    read_value_head,
+)
 from llamafactory.models.vocab import NewRows, grow_vocab, num_rows, padded_rows
 
 if TYPE_CHECKING:
@@ -92,7 +98,8 @@ def load_model(
     if head != "lm":
         _add_value_head(model, config, base.folder, notes, trainable=trainable)
     if head == "value":
-        _freeze_projection(model, config)
+        freeze_for_ranking(model)
+        _notice_projection(config)
     if trainable:
         _prepare_training(model, config, notes)
     else:
@@ -166,6 +173,22 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     )
     _compare_base(record, earlier)
     return Base(folder, model, plan, record, grown)
+
+
+def stored_value_head(config: RunConfig) -> StoredHead | None:
+    """The head that belongs to the configured model, None without one. Raises ModelError for a reward model without."""
+    base = fetch(config.model.model_name_or_path or "", config.hub, key="model_name_or_path")
+    stored = find_value_head(config, base)
+    if stored is None and config.finetuning.stage == "rm":
+        raise ModelError(_no_head(config))
+    return stored
+
+
+def _no_head(config: RunConfig) -> str:
+    return (
+        f"model_name_or_path: {config.model.model_name_or_path!r} has no {VALUE_HEAD_FILE}, neither with its last "
+        "adapter nor with the base, so it is not a reward model and cannot score; give a model trained with stage: rm"
+    )
 
 
 def find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
@@ -305,22 +328,13 @@ def _add_value_head(
     """Attach the head stored with the last adapter, or else with the base; a new one when training finds none."""
     stored = None if config.model.train_from_scratch else find_value_head(config, base)
     if stored is None and not trainable:
-        raise ModelError(
-            f"model_name_or_path: {config.model.model_name_or_path!r} has no {VALUE_HEAD_FILE}, neither with its last "
-            "adapter nor with the base, so it is not a reward model and cannot score; give a model trained with "
-            "stage: rm"
-        )
+        raise ModelError(_no_head(config))
     attach_value_head(model, stored, trainable=trainable)
     notes.append("value head: new, random weights" if stored is None else f"value head: from {stored.folder}")
 
 
-def _freeze_projection(model: PreTrainedModel | PeftModel, config: RunConfig) -> None:
-    """Freeze the vocabulary projection, unless its weight is the input embedding's, which goes on learning."""
-    projection, inputs = model.get_output_embeddings(), model.get_input_embeddings()
-    shared = {id(parameter) for parameter in inputs.parameters()}
-    for parameter in projection.parameters():
-        if id(parameter) not in shared:
-            parameter.requires_grad_(False)
+def _notice_projection(config: RunConfig) -> None:
+    """Say so when options ask to train the vocabulary projection, which never runs."""
     given = [
         key
         for key, names in (

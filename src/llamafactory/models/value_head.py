@@ -94,6 +94,20 @@ def attach_value_head(model: nn.Module, stored: StoredHead | None = None, *, tra
     return head
 
 
+def freeze_for_ranking(model: nn.Module) -> None:
+    """Freeze, in place, what comparisons of scores cannot teach.
+
+    The vocabulary projection never runs; a weight it shares with the input embedding goes on learning. The head's bias
+    moves all scores alike, so its gradient is rounding noise, which Adam would turn into steps of full size.
+    """
+    projection, inputs = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    shared = {id(parameter) for parameter in inputs.parameters()}
+    for parameter in projection.parameters():
+        if id(parameter) not in shared:
+            parameter.requires_grad_(False)
+    required_value_head(model).summary.bias.requires_grad_(False)
+
+
 def _fill(head: ValueHead, stored: StoredHead) -> None:
     plain = {name.removeprefix(f"{_NAME}."): value for name, value in stored.state.items()}
     wanted, found = ({name: list(value.shape) for name, value in part.items()} for part in (head.state_dict(), plain))

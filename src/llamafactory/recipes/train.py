@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 
 from llamafactory import env, failure
 from llamafactory.config import RunConfig, load_config
 from llamafactory.config.availability import refuse_unavailable
-from llamafactory.data.pipeline import Datasets, build_datasets
-from llamafactory.errors import ConfigError
+from llamafactory.data.pipeline import build_datasets
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
 from llamafactory.models.load import LoadedModel, load_model, load_reference
@@ -36,7 +34,7 @@ from llamafactory.training.trainer import Trainer
 
 logger = get_logger(__name__)
 
-PLOTTED = ("eval_loss", "eval_accuracy", "reward", "kl", "eval_reward")
+PLOTTED = ("eval_loss", "eval_accuracy", "rewards/accuracies", "rewards/margins", "reward", "eval_reward", "kl")
 
 
 def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str, float]:
@@ -62,7 +60,6 @@ def _run(config: RunConfig) -> dict[str, float]:
     if answers_prompts:
         check_reward(config, bundle.tokenizer)
     datasets = build_datasets(config, renderer, for_training=training.do_train)
-    predicted = _evaluation_data(config, datasets) if training.do_predict else []
     loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
     reference = load_reference(config, bundle)
     trainer = build_trainer(
@@ -82,8 +79,8 @@ def _run(config: RunConfig) -> dict[str, float]:
         metrics |= _train(config, trainer, _agree_on(start))
     if training.do_eval and datasets.evals:
         metrics |= _evaluate(trainer)
-    if predicted:
-        metrics |= predict_pairs(trainer, predicted)
+    if training.do_predict:
+        metrics |= predict_pairs(trainer, list(datasets.evals.values()))
     if trainer.is_world_process_zero():
         _finish(config, trainer, metrics)
     return metrics
@@ -119,16 +116,6 @@ def _evaluate(trainer: Trainer) -> dict[str, float]:
     if trainer.is_world_process_zero():
         write_results(Path(trainer.args.output_dir), "eval", metrics)
     return metrics
-
-
-def _evaluation_data(config: RunConfig, datasets: Datasets) -> list[Dataset]:
-    """What `do_predict` scores. Raises ConfigError without any."""
-    if not datasets.evals:
-        raise ConfigError(
-            f"{config.place('do_predict')}: do_predict: true scores the evaluation data, and this run has none; set "
-            "eval_dataset or val_size"
-        )
-    return list(datasets.evals.values())
 
 
 def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     DataCollator,
@@ -29,13 +30,14 @@ from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
-from llamafactory.logs import notice
+from llamafactory.logs import get_logger, notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
 from llamafactory.parts import require
 from llamafactory.training import dropout
 from llamafactory.training.arguments import build_training_arguments
+from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
@@ -46,9 +48,11 @@ from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, RoundSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
 from llamafactory.training.sharing import choose_sharing
+from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
+logger = get_logger(__name__)
 
 
 def build_trainer(
@@ -79,12 +83,23 @@ def build_trainer(
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
-        notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
-    scorer = _scorer(objective, model, args, reference)
+        notice(
+            f"{config.place('lora_dropout')}: lora_dropout: {config.lora.lora_dropout:g} has no effect in stage "
+            f"{config.finetuning.stage}, which compares answers without random masks"
+        )
+    collate = _collator(config, model, tokenizer, layout)
+    free = reference is None and isinstance(model, PeftModel)
+    stored = stores_reference(config, datasets, args, free=free)
+    if stored:
+        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
+        evaluation = _evaluation_sets(config, datasets)
+        reference = None
+    scorer = _scorer(objective, model, args, reference, stored=stored)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, model, tokenizer, layout),
+        data_collator=collate,
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
@@ -97,6 +112,9 @@ def build_trainer(
         save_weights=save_weights or _plain_saver(model, tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
+        weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)
+        logger.info(balance_line(datasets.train["desirable"], *weights))
     return trainer
 
 
@@ -141,10 +159,12 @@ def _scorer(
     model: PreTrainedModel | PeftModel,
     args: TrainingArguments,
     separate: PreTrainedModel | None,
+    *,
+    stored: bool,
 ) -> Scorer:
     if objective.head == "value":
         return SequenceScorer()
-    reference = build_reference(model, separate, args) if objective.needs_reference else None
+    reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)

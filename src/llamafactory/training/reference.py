@@ -65,16 +65,35 @@ class FrozenCopy:
             yield self._model
 
 
+class BeforeTraining:
+    """The trained model itself, as long as nothing has been trained: for what is computed beforehand."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @contextmanager
+    def active(self, part: nn.Module | None = None) -> Iterator[nn.Module]:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield self._model
+        finally:
+            self._model.train(was_training)
+
+
 def build_reference(
-    model: nn.Module, separate: nn.Module | None = None, args: TrainingArguments | None = None
+    model: nn.Module, separate: nn.Module | None = None, args: TrainingArguments | None = None, *, lasting: bool = True
 ) -> ReferencePolicy:
     """The reference for training `model` from its present weights.
 
     separate: a model loaded for this purpose; without one, the adapters are switched off where there are any, and the
-    model is copied where there are none. args: device and precision of the run, for a model of its own.
+    model is copied where there are none. args: device and precision of the run, for a model of its own. lasting: False
+    for a reference that is only asked before the training, which needs no copy.
     """
     if separate is None and isinstance(model, PeftModel):
         return AdapterOff(model)
+    if separate is None and not lasting:
+        return BeforeTraining(model)
     other = copy.deepcopy(model) if separate is None else separate
     if args is None:
         return FrozenCopy(other)
