@@ -48,5 +48,5 @@ def _refuse_long(model: nn.Module, sequences: Sequence[Sequence[int]]) -> None:
     longest = max(map(len, sequences), default=1)
     if limit is not None and longest > limit:
         raise ModelError(
-            f"a sequence to score has {longest} tokens and the reward model has positions for {limit}; shorten it"
+            f"a conversation has {longest} tokens and the reward model has positions for {limit}; shorten it"
         )
