@@ -73,6 +73,20 @@ def test_version() -> None:
     assert run("version").stdout == f"llamafactory {llamafactory.__version__}\n"
 
 
+def test_help_of_init_lists_what_init_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    from llamafactory.recipes import init
+
+    assert cli.main(["init", "--help"]) == 0
+    printed = capsys.readouterr().out
+    taken = vars(init._parse(["x"]))
+    assert {"data_dir", "hidden_size", "seed"} <= taken.keys()
+    for key, default in taken.items():
+        line = next(
+            line for line in printed.splitlines() if line.startswith(f"  --{key} " if key != "folder" else "  DIR")
+        )
+        assert key == "folder" or line.endswith(f"default {default}")
+
+
 def test_help_lists_every_command() -> None:
     text = run("help").stdout
     assert all(name in text for name in cli.COMMANDS)

@@ -35,7 +35,33 @@ LOOK = ("limit", "format")
 FORMATS = ("text", "html", "json")
 USAGE = {
     "check": "FILE [key=value ...] [--all] [--command NAME]",
+    "init": "DIR [--data_dir DIR] [--hidden_size N] [--num_layers N] ...",
+    "template show": "[NAME ...] [--tokenizer DIR]",
+    "template check": "[NAME ...] [--all] [--tokenizer DIR]",
     "models": "[SEARCH ...] [--format text|json]",
+}
+# Words of commands that read no configuration; the others have their options from the option models.
+WORDS: dict[str, dict[str, str]] = {
+    "check": {
+        "--all": "show every section, also those nobody touched",
+        "--command NAME": "the command the file is for; guessed from its keys by default",
+    },
+    "init": {
+        "DIR": "new folder for the model and its tokenizer",
+        "--data_dir DIR": "folder whose texts the tokenizer learns from; default data",
+        "--hidden_size N": "width of the model; default 128",
+        "--num_layers N": "layers; default 4",
+        "--num_heads N": "attention heads of a layer; default 4",
+        "--max_length N": "longest input in tokens; default 2048",
+        "--seed N": "seed of the random weights; default 42",
+    },
+    "models": {"SEARCH": "words that names must hold", "--format text|json": "how to print; default text"},
+    "template show": {"NAME": "templates to show; all names by default", "--tokenizer DIR": "tokenizer to render with"},
+    "template check": {
+        "NAME": "templates to compare; all by default",
+        "--all": "compare all templates",
+        "--tokenizer DIR": "tokenizer to compare with",
+    },
 }
 
 COMMANDS = {
@@ -212,7 +238,9 @@ def _command_help(name: str) -> str:
     usage = f"Usage: llamafactory-cli {name} [FILE] [key=value ...] [--key value ...]"
     if not command.reads:
         words = USAGE.get(name, "")
-        return f"Usage: llamafactory-cli {name} {words}".rstrip() + f"\n\n{_doc(name)}\n"
+        lines = "".join(f"\n  {word:<20}{doc}" for word, doc in WORDS.get(name, {}).items())
+        usage = f"Usage: llamafactory-cli {name} {words}".rstrip()
+        return f"{usage}\n\n{_doc(name)}\n" + (f"{lines}\n" if lines else "")
     from llamafactory.config.explain import describe_options
 
     flags = "".join(f"\n  --{flag} {'N' if flag == 'limit' else '|'.join(FORMATS)}" for flag in command.flags)

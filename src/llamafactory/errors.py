@@ -37,3 +37,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, without its full stop; the exception's name when it says nothing."""
+    lines = [line.strip().removesuffix(".") for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

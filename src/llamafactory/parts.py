@@ -46,10 +46,13 @@ class Family:
         return module
 
 
-def require(package: str, needed_by: str, *, extra: str) -> None:
-    """Raise MissingPackageError with the install command unless the import name `package` can be found."""
+def require(package: str, needed_by: str, *, extra: str = "", install: str = "") -> None:
+    """Raise MissingPackageError with the install command unless the import name `package` can be found.
+
+    extra: our extra that brings it. install: what pip installs where we have no such extra; by default the package.
+    """
     if importlib.util.find_spec(package) is None:
+        wanted = f"'llamafactory[{extra}]'" if extra else install or package
         raise MissingPackageError(
-            f"{needed_by} needs the package {package!r}, which is not installed; "
-            f"install it with: pip install 'llamafactory[{extra}]'"
+            f"{needed_by} needs the package {package!r}, which is not installed; install it with: pip install {wanted}"
         )

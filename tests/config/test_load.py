@@ -226,6 +226,8 @@ def test_training_key_given_to_chat_names_its_command() -> None:
 def test_eval_takes_a_seed_but_no_generation() -> None:
     config = load_config({"model_name_or_path": "m", "task": "mmlu_test", "seed": 3, "batch_size": 2}, "eval")
     assert config.training.seed == 3 and config.evaluation.batch_size == 2
+    with pytest.raises(ConfigError, match=r"learning_rat: unknown .* mean 'learning_rate' of the command 'train'"):
+        load_config({"model_name_or_path": "m", "export_dir": "x", "learning_rat": 1e-4}, command="export")
     with pytest.raises(ConfigError, match="temperature: belongs to the command 'train', not to 'eval'"):
         load_config({"model_name_or_path": "m", "task": "mmlu_test", "temperature": 1.0}, "eval")
 

@@ -48,6 +48,16 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {**TRAIN, "streaming": True, "max_steps": 9, "tokenized_path": "/nowhere/at/all"},
         "tokenized_path: /nowhere/at/all",
     ),
+    ({**TRAIN, "save_strategy": "best"}, "save_strategy: best with eval_strategy: no: the best weights are found by"),
+    (
+        {**TRAIN, **EVAL, "metric_for_best_model": "eval_accuracy"},
+        "metric_for_best_model: eval_accuracy with compute_accuracy: false: accuracy is not measured",
+    ),
+    ({**TRAIN, "num_train_epochs": 0}, "num_train_epochs: 0 with max_steps: -1: the run would end without an update"),
+    (
+        {**TRAIN, "lr_scheduler_type": "reduce_lr_on_plateau"},
+        "lr_scheduler_type: reduce_lr_on_plateau with eval_strategy: no: this schedule follows the evaluation loss",
+    ),
     ({**TRAIN, "interleave_probs": "1.0"}, "interleave_probs: 1.0 with mix_strategy: concat"),
     (
         {**TRAIN, "dataset": "a,b", "interleave_probs": "1.0", "mix_strategy": "interleave_under"},
@@ -268,6 +278,9 @@ def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
         ({"galore_rank": 4}, "galore_rank: no effect unless use_galore is true"),
         ({"export_dir": "x", "export_size": 2}, "export_dir, export_size: no effect in this command"),
         ({"buffer_size": 4}, "buffer_size: no effect unless streaming is true"),
+        ({"max_steps": 4, "num_train_epochs": 2}, "num_train_epochs: no effect because max_steps decides"),
+        ({"max_steps": 0}, "max_steps: no effect unless above 0: num_train_epochs decides"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 4}, "warmup_steps: no effect because this lr_scheduler"),
         ({"eval_steps": 4}, "eval_steps: no effect unless eval_strategy is steps"),
         ({"stage": "orpo", "ref_model": "r"}, "ref_model: no effect because this loss has no reference model"),
         ({"use_v1_kernels": True}, "use_v1_kernels: true has no effect: there is no such kernel set here"),

@@ -58,6 +58,26 @@ def test_eval_sets(make_config: MakeConfig, write_set: WriteSet, alpaca_rows: Ro
     assert list(alone.reports) == ["b"]
 
 
+def test_eval_sets_are_mixed_as_the_strategy_says(
+    make_config: MakeConfig, write_set: WriteSet, alpaca_rows: Rows, renderer: Renderer
+) -> None:
+    for name, count in (("a", 6), ("b", 2), ("c", 3)):
+        write_set(name, alpaca_rows(count))
+    built = build_datasets(make_config("a", eval_dataset=("b", "c"), mix_strategy="interleave_once"), renderer)
+    assert built.evals["validation"]["source"][:] == ["b.json:1", "c.json:1", "b.json:2", "c.json:2", "c.json:3"]
+
+
+def test_the_registry_may_be_given_in_place(
+    make_config: MakeConfig, write_set: WriteSet, alpaca_rows: Rows, renderer: Renderer, data_dir: Path
+) -> None:
+    write_set("a", alpaca_rows(3))
+    registry = {"mine": {"file_name": str(data_dir / "a.json")}}
+    built = build_datasets(make_config("mine", dataset_dir=registry), renderer)
+    assert built.train is not None and len(built.train) == 3
+    with pytest.raises(DataError, match=r"dataset_dir: the data set 'mien' is not defined there .*did you mean 'mine'"):
+        build_datasets(make_config("mien", dataset_dir=registry), renderer)
+
+
 def test_mixing_and_the_same_set_twice(
     make_config: MakeConfig, write_set: WriteSet, alpaca_rows: Rows, renderer: Renderer
 ) -> None:

@@ -35,6 +35,14 @@ def test_installed_package_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_attention("fa3", LlamaConfig()) == ("flash_attention_3", None)
 
 
+@pytest.mark.parametrize("value", ["fa2", "fa3"])
+def test_flash_attention_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: object())
+    name, notice = choose_attention(value, LlamaConfig(), on_gpu=False)
+    assert name is None
+    assert notice is not None and f"flash_attn: {value} has no effect because this run uses the CPU" in notice
+
+
 def test_family_override() -> None:
     assert choose_attention("auto", Gemma2Config()) == ("eager", None)
 

@@ -79,6 +79,24 @@ def test_lora_run_leaves_everything_that_chat_and_export_need(options: dict[str,
     assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["lora_rank"] == 8
 
 
+def test_the_registry_may_be_a_mapping(options: dict[str, object], data_dir: Path) -> None:
+    registry = {"inline": {"file_name": str(data_dir / "numbers.json")}}
+    given = options | {"dataset_dir": registry, "dataset": "inline", "max_steps": 1, "save_steps": 1}
+    run_train(given)
+    recipe = yaml.safe_load((Path(str(options["output_dir"])) / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["dataset_dir"] == registry
+    with pytest.raises(CheckpointError, match="the run is finished"):
+        run_train(given)
+
+
+@pytest.mark.parametrize("given", [{"fp16": True}, {"optim": "sgd", "optim_args": "x"}])
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(
+    options: dict[str, object], given: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=next(reversed(given))):
+        run_train(options | given | {"model_name_or_path": str(tmp_path / "no-such-model")})
+
+
 @pytest.mark.parametrize("finetuning_type", ["full", "freeze"])
 def test_full_and_freeze_runs_save_a_whole_model(options: dict[str, object], finetuning_type: str) -> None:
     run_train(options | {"finetuning_type": finetuning_type, "freeze_trainable_layers": 1, "max_steps": 2})
@@ -116,6 +134,18 @@ def test_a_folder_with_checkpoints_of_other_settings_is_refused(options: dict[st
         run_train(options | {"save_steps": 2, "max_steps": 8, "learning_rate": 0.5})
 
 
+def test_a_folder_with_weights_only_is_refused_without_naming_keys_nobody_gave(options: dict[str, object]) -> None:
+    given = options | {"save_steps": 1, "max_steps": 2, "save_only_model": True}
+    run_train(given)
+    with pytest.raises(CheckpointError) as refusal:
+        run_train(given)
+    assert str(refusal.value).startswith(f"output_dir: '{options['output_dir']}' has no complete checkpoint")
+    assert "(checkpoint-2, checkpoint-1: it holds weights only" in str(refusal.value)
+    assert "resume_from_checkpoint" not in str(refusal.value)
+    with pytest.raises(CheckpointError, match=r"^resume_from_checkpoint: "):
+        run_train(given | {"resume_from_checkpoint": True})
+
+
 def test_a_finished_folder_is_refused_and_overwriting_keeps_the_old_files(options: dict[str, object]) -> None:
     run_train(options | {"save_strategy": "no"})
     with pytest.raises(ConfigError, match="already holds trained weights"):
@@ -127,7 +157,7 @@ def test_a_finished_folder_is_refused_and_overwriting_keeps_the_old_files(option
 
 
 def test_asking_to_resume_without_a_checkpoint_says_so(options: dict[str, object]) -> None:
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="has no complete checkpoint"):
         run_train(options | {"resume_from_checkpoint": True})
     with pytest.raises(CheckpointError, match="does not exist"):
         run_train(options | {"resume_from_checkpoint": "nowhere/checkpoint-5"})

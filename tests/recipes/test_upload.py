@@ -79,6 +79,13 @@ def test_a_refused_token_says_what_to_do(hub: Hub, folder: Path) -> None:
     assert "hf_bad" not in printed
 
 
+def test_a_hub_out_of_reach_is_told_in_one_sentence(hub: Hub, folder: Path) -> None:
+    hub.server_close()
+    code, printed = client(hub, folder)
+    assert code == 2
+    assert "the upload of" in printed and "check the token (hf_hub_token) and the network" in printed
+
+
 def test_a_name_that_is_no_repository_is_refused(folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"export_hub_model_id: 'a/b/c' is not a repository name; write it as owner/name"

@@ -179,7 +179,8 @@ def test_a_checkpoint_of_another_program_is_not_loaded(finished: Path) -> None:
 
 def test_a_finished_run_says_so(finished: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"at step 8 and the run ends at step 8.*raise num_train_epochs or max_steps"
+        CheckpointError,
+        match=r"the run is finished: .* at step 8 and the run ends at step 8.*raise num_train_epochs",
     ):
         resume(finished, max_steps=8)
 

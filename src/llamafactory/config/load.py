@@ -148,9 +148,17 @@ def _matches(draft: _Draft, item: Given) -> bool:
     meant = meant_keys().get(item.key) or nearest(item.key, {*options_of(draft.command), *renamed_keys()})
     if meant:
         draft.doubted.update(_possible_keys(meant) if meant in renamed_keys() else {meant})
-    hint = f"; did you mean {meant!r}?" if meant else "; `llamafactory-cli " + draft.command + " --help` lists all"
-    draft.problems.append(f"{item.place}: {item.key}: unknown option{hint}")
+    hint = f"did you mean {meant!r}?" if meant else _hint_elsewhere(item.key, draft.command)
+    draft.problems.append(f"{item.place}: {item.key}: unknown option; {hint}")
     return False
+
+
+def _hint_elsewhere(key: str, command: str) -> str:
+    """What to do about a key like none of this command: name the command that has one like it, or the list."""
+    meant = nearest(key, options())
+    if meant:
+        return f"did you mean {meant!r} of the command {options()[meant].commands[0]!r}? {command!r} has no such option"
+    return f"`llamafactory-cli {command} --help` lists all"
 
 
 def _belongs_elsewhere(item: Given, option: Option, command: str) -> str:

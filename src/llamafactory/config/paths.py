@@ -21,7 +21,7 @@ def find_folders(config: RunConfig) -> RunConfig:
     found = {}
     for key in ("dataset_dir", "media_dir"):
         value = getattr(config.data, key)
-        if value is not None and _is_missing(value) and (folder / value).is_dir():
+        if isinstance(value, str) and _is_missing(value) and (folder / value).is_dir():
             found[key] = str(folder / value)
     if not found:
         return config

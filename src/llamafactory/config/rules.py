@@ -75,5 +75,9 @@ _UNUSED: tuple[Unused, ...] = (
     ("buffer_size", lambda c: c.data.streaming, "unless streaming is true"),
     ("eval_steps", lambda c: c.training.eval_strategy == "steps", "unless eval_strategy is steps"),
     ("save_steps", lambda c: c.training.save_strategy == "steps", "unless save_strategy is steps"),
+    ("max_steps", lambda c: c.training.max_steps > 0, "unless above 0: num_train_epochs decides"),
+    ("num_train_epochs", lambda c: c.training.max_steps <= 0, "because max_steps decides"),
+    ("warmup_steps", lambda c: c.training.lr_scheduler_type not in {"constant", "reduce_lr_on_plateau", "greedy"},
+     "because this lr_scheduler_type has no warm-up"),
     ("eval_num_beams", lambda c: c.training.predict_with_generate, "unless predict_with_generate is true"),
 )  # fmt: skip

@@ -130,6 +130,36 @@ def _steps_match(config: RunConfig) -> Iterator[Violation]:
         )
 
 
+def best_metric_exists(config: RunConfig) -> Iterator[Violation]:
+    """The metric that decides is measured: accuracy only when asked for, and nothing without evaluations."""
+    training = config.training
+    if config.command not in TRAIN or not training.do_train:
+        return
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        yield Violation(
+            ("save_strategy", "eval_strategy"),
+            "the best weights are found by evaluating",
+            "set eval_strategy to steps or epoch and give val_size or eval_dataset",
+        )
+    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    if metric == "accuracy" and config.finetuning.stage in {"pt", "sft"} and not config.finetuning.compute_accuracy:
+        yield Violation(
+            ("metric_for_best_model", "compute_accuracy"), "accuracy is not measured", "set compute_accuracy to true"
+        )
+
+
+def schedule_follows_evaluations(config: RunConfig) -> Iterator[Violation]:
+    """A schedule that looks at the evaluation loss needs one."""
+    training = config.training
+    watches = training.lr_scheduler_type in {"reduce_lr_on_plateau", "greedy"} and training.do_train
+    if config.command in TRAIN and watches and training.eval_strategy == "no":
+        yield Violation(
+            ("lr_scheduler_type", "eval_strategy"),
+            "this schedule follows the evaluation loss",
+            "set eval_strategy to steps or epoch and give val_size or eval_dataset",
+        )
+
+
 def early_stopping_limits(config: RunConfig) -> Iterator[Violation]:
     """Stopping early looks at evaluations and keeps the best checkpoint."""
     training = config.training
@@ -207,6 +237,8 @@ RULES: tuple[Rule, ...] = (
     stage_names_agree,
     ppo_limits,
     best_model_limits,
+    best_metric_exists,
+    schedule_follows_evaluations,
     early_stopping_limits,
     lora_variants,
     pissa_limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from llamafactory import env
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import INFER
 from llamafactory.config.violation import Rule, Violation
@@ -32,12 +33,33 @@ def needs_a_task(config: RunConfig) -> Iterator[Violation]:
         yield Violation(("export_dir",), "the command 'export' needs a target", "give the folder to write to")
 
 
+def needs_updates(config: RunConfig) -> Iterator[Violation]:
+    """A training run makes at least one update."""
+    training = config.training
+    if config.command == "train" and training.do_train and training.max_steps <= 0 and training.num_train_epochs == 0:
+        yield Violation(
+            ("num_train_epochs", "max_steps"),
+            "the run would end without an update",
+            "raise one of the two, or set do_train to false",
+        )
+
+
 def needs_an_output_folder(config: RunConfig) -> Iterator[Violation]:
     """A run that writes something says where."""
     training = config.training
     writes = training.do_train or training.evaluates or training.do_predict
     if config.command == "train" and writes and training.output_dir is None:
         yield Violation(("output_dir",), "the run has no folder to write to", "give a folder of its own to every run")
+
+
+def uploads_need_the_network(config: RunConfig) -> Iterator[Violation]:
+    """Offline mode forbids the upload, which comes at the very end of a run."""
+    asked = (("push_to_hub", config.training.push_to_hub), ("export_hub_model_id", config.export.export_hub_model_id))
+    if not env.is_enabled("HF_HUB_OFFLINE"):
+        return
+    for key, value in asked:
+        if value and config.command in {"train", "export"}:
+            yield Violation((key,), "the variable HF_HUB_OFFLINE forbids the upload", f"unset it, or remove {key}")
 
 
 def benchmark_results_are_kept(config: RunConfig) -> Iterator[Violation]:
@@ -117,7 +139,9 @@ def media_limits(config: RunConfig) -> Iterator[Violation]:
 RULES: tuple[Rule, ...] = (
     needs_a_model,
     needs_a_task,
+    needs_updates,
     needs_an_output_folder,
+    uploads_need_the_network,
     benchmark_results_are_kept,
     adapters_need_an_adapter_method,
     engine_fits_the_command,

@@ -157,7 +157,8 @@ class _Builder:
             return {}
         sets = {entry.name: self._entry(entry) for entry in entries}
         if not self._config.data.eval_on_each_dataset:
-            sets = {"validation": mix(list(sets.values()), "concat", (), self._config.training.seed)}
+            data, seed = self._config.data, self._config.training.seed
+            sets = {"validation": mix(list(sets.values()), data.mix_strategy, data.interleave_probs, seed)}
         return {name: self._pack(dataset, f"eval {name}") for name, dataset in sets.items()}
 
     def _entry(self, entry: DatasetEntry) -> Dataset:

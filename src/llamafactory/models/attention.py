@@ -24,14 +24,21 @@ _NAMES = {
 _PACKAGES = {"fa2": ("flash_attn", "flash-attn"), "fa3": ("flash_attn_interface", "flash-attn-3")}
 
 
-def choose_attention(flash_attn: str, hf_config: PretrainedConfig) -> tuple[str | None, str | None]:
+def choose_attention(
+    flash_attn: str, hf_config: PretrainedConfig, *, on_gpu: bool = True
+) -> tuple[str | None, str | None]:
     """Return (implementation, notice): the name for `attn_implementation`, None to leave the model's own choice.
 
-    A FlashAttention package that is not installed leaves the model's choice and yields a notice. Raises ConfigError for
-    an unknown value.
+    FlashAttention without its package or without a GPU leaves the model's choice and yields a notice. Raises
+    ConfigError for an unknown value.
     """
     if flash_attn not in _NAMES:
         raise ConfigError(f"flash_attn: {flash_attn!r} is not one of {', '.join(_NAMES)}")
+    if flash_attn in _PACKAGES and not on_gpu:
+        return None, (
+            f"flash_attn: {flash_attn} has no effect because this run uses the CPU and FlashAttention needs a GPU; "
+            "the model's default attention is used"
+        )
     if flash_attn in _PACKAGES:
         package, install = _PACKAGES[flash_attn]
         if importlib.util.find_spec(package) is None:

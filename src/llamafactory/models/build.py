@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from llamafactory.errors import ConfigError, ModelError
+from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
 from llamafactory.models.safetensors_file import folder_shapes
@@ -42,7 +42,7 @@ def read_config(config: RunConfig) -> tuple[Path, PretrainedConfig]:
         )
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ModelError(
-            f"model_name_or_path: {folder} has no configuration this release can read ({_first_line(error)}); "
+            f"model_name_or_path: {folder} has no configuration this release can read ({first_line(error)}); "
             "check config.json, or update transformers"
         ) from error
     quantized = getattr(hf_config, "quantization_config", None)
@@ -81,7 +81,7 @@ def build_weights(
         else:
             model = _read_weights(auto, config, folder, {"config": hf_config, **options}, trainable=trainable)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise ModelError(f"model_name_or_path: {folder} could not be loaded: {_first_line(error)}") from error
+        raise ModelError(f"model_name_or_path: {folder} could not be loaded: {first_line(error)}") from error
     refuse_meta(model, folder)
     repair_generation(model.generation_config)
     model.name_or_path = config.model.model_name_or_path
@@ -161,11 +161,6 @@ def repair_generation(generation: GenerationConfig | None) -> None:
             return
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def reload_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Read a model folder that this program wrote, on the CPU, in evaluation mode. Raises ModelError."""
     try:
@@ -174,7 +169,7 @@ def reload_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{folder}: the saved model cannot be read back ({_first_line(error)}); do not use it"
+            f"{folder}: the saved model cannot be read back ({first_line(error)}); do not use it"
         ) from error
     refuse_meta(model, folder)
     return model.eval()

@@ -1,7 +1,9 @@
-"""Differences between the transformers releases we support, one function each. Knows no options."""
+"""Differences between the transformers and hub client releases we support, one function each. Knows no options."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -19,6 +21,12 @@ def enable_activation_checkpointing(model: PreTrainedModel, *, reentrant: bool) 
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub client raises when the network fails: errors of its HTTP package, which changed its name."""
+    name = next(name for name in ("httpx2", "httpx") if importlib.util.find_spec(name))
+    return (importlib.import_module(name).HTTPError, OSError)
 
 
 def calm_libraries() -> None:

@@ -157,8 +157,10 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     positions = _stretch(config, hf_config, earlier, notes, trainable=trainable)
     if trainable and config.compute.moe_aux_loss_coef:
         set_router_loss(hf_config, config.compute.moe_aux_loss_coef)
-    attention, remark = choose_attention(config.compute.flash_attn, hf_config)
-    notes.extend([remark] if remark else [])
+    on_gpu = torch.cuda.is_available() and not config.training.use_cpu
+    attention, remark = choose_attention(config.compute.flash_attn, hf_config, on_gpu=on_gpu)
+    if remark:
+        logger.warning(remark)
     if not config.model.low_cpu_mem_usage:
         notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
     model = build.build_weights(config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable)

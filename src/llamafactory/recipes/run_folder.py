@@ -135,12 +135,12 @@ def _checkpoint(config: RunConfig, folder: Path) -> Path | None:
     if asked is False or (isinstance(asked, str) and asked.lower() == "false"):
         return None
     found, skipped = find_resumable(folder)
-    for path, reason in skipped:
-        logger.warning("Skipped the checkpoint %s: %s", path, reason)
     if found is None:
         if skipped or asked:
-            raise CheckpointError(_no_checkpoint(folder, skipped))
+            raise CheckpointError(_no_checkpoint(folder, skipped, asked=bool(asked)))
         return None
+    for path, reason in skipped:
+        logger.warning("Skipped the checkpoint %s: %s", path, reason)
     _refuse_other_recipe(config, folder)
     logger.info("Going on from %s", found)
     return found
@@ -152,11 +152,16 @@ def _named_checkpoint(path: Path) -> Path:
     return path
 
 
-def _no_checkpoint(folder: Path, skipped: list[tuple[Path, str]]) -> str:
-    why = "; ".join(f"{path.name}: {reason}" for path, reason in skipped) or "it holds none"
+def _no_checkpoint(folder: Path, skipped: list[tuple[Path, str]], *, asked: bool) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in skipped:
+        by_reason.setdefault(reason, []).append(path.name)
+    why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()) or "it holds none"
+    key = "resume_from_checkpoint" if asked else "output_dir"
+    rest = "" if asked else " of the earlier run in it, so this run cannot go on"
     return (
-        f"resume_from_checkpoint: no complete checkpoint in '{folder}' ({why}); "
-        "set overwrite_output_dir: true to start again (earlier files are set aside, not deleted)"
+        f"{key}: '{folder}' has no complete checkpoint{rest} ({why}); choose another output_dir, or set "
+        "overwrite_output_dir: true to start again (earlier files are set aside, not deleted)"
     )
 
 

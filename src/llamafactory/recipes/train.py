@@ -28,6 +28,7 @@ from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
 from llamafactory.training.predictions import predict_pairs
+from llamafactory.training.preflight import check_training
 from llamafactory.training.results import finish_training, write_results
 from llamafactory.training.rollout_build import add_rollouts, check_reward
 from llamafactory.training.trainer import Trainer
@@ -53,6 +54,7 @@ def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str
 def _run(config: RunConfig) -> dict[str, float]:
     refuse_unavailable(config, "train")
     training = config.training
+    args = check_training(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
     stage = STAGES.load(config.finetuning.stage)
@@ -69,6 +71,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
+        args=args,
         save_weights=_saver(loaded, bundle, renderer),
     )
     if answers_prompts:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamafactory.errors import ModelError
+from llamafactory.errors import ModelError, first_line
 from llamafactory.logs import get_logger
+from llamafactory.models.compat import transport_errors
 
 logger = get_logger(__name__)
 
@@ -26,6 +27,7 @@ def upload(folder: Path, repository: str, *, token: str | None, key: str, privat
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(token=token)
+    unreachable: tuple[type[Exception], ...] = (HfHubHTTPError, *transport_errors())
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
@@ -36,15 +38,10 @@ def upload(folder: Path, repository: str, *, token: str | None, key: str, privat
         )
     except HFValidationError as error:
         raise ModelError(f"{key}: {repository!r} is not a repository name; write it as owner/name") from error
-    except (HfHubHTTPError, OSError) as error:
+    except unreachable as error:
         raise ModelError(
-            f"{key}: the upload of '{folder}' to {repository!r} failed ({_first_line(error)}); the folder is complete, "
+            f"{key}: the upload of '{folder}' to {repository!r} failed ({first_line(error)}); the folder is complete, "
             "check the token (hf_hub_token) and the network and upload it again"
         ) from error
     logger.info("Uploaded %s to %s", folder, made)
     return str(made)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -11,6 +11,7 @@ from llamafactory import env
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
+from llamafactory.parts import require
 
 _FIXED: dict[str, object] = {
     "remove_unused_columns": False,  # would drop weights and position ids
@@ -32,15 +33,27 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     options.setdefault("accelerator_config", {"dispatch_batches": False})
     if config.finetuning.pure_bf16:
         options |= {"bf16": False, "fp16": False}
-    if config.finetuning.early_stopping_steps:
+    if config.finetuning.early_stopping_steps or config.training.save_strategy == "best":
         options.setdefault("metric_for_best_model", "loss")
     if config.training.use_cpu or not torch.accelerator.is_available():
         options |= _on_cpu(config)
     if config.training.push_to_hub and "hub_strategy" in config.training.extra:
         notice("hub_strategy has no effect: the finished run is uploaded once")
+    _check_sharding(config)
     if env.in_group():
         options.setdefault("ddp_find_unused_parameters", False)
     return _construct(options)
+
+
+def _check_sharding(config: RunConfig) -> None:
+    """Raise MissingPackageError or ConfigError where a library that shards the model could not start."""
+    if config.training.deepspeed:
+        require("deepspeed", f"{config.place('deepspeed')}: deepspeed")
+    if config.training.fsdp and not env.in_group():
+        raise ConfigError(
+            f"{config.place('fsdp')}: fsdp: one process alone has nothing to share the model with; start the run with "
+            "FORCE_TORCHRUN=1, or remove fsdp"
+        )
 
 
 def _on_cpu(config: RunConfig) -> dict[str, object]:

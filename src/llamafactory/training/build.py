@@ -34,9 +34,7 @@ from llamafactory.logs import get_logger, notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
-from llamafactory.parts import require
 from llamafactory.training import dropout
-from llamafactory.training.arguments import build_training_arguments
 from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
@@ -44,6 +42,7 @@ from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
+from llamafactory.training.preflight import check_training
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, RoundSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
@@ -62,19 +61,19 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     datasets: Datasets,
     objective: Objective,
+    args: TrainingArguments | None = None,
     save_weights: Callable[[Path], None] | None = None,
     reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
     reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
+    args: from `preflight.check_training`, when it has been called already.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
-    args = build_training_arguments(config)
+    args = check_training(config) if args is None else args
     evaluation = _evaluation_sets(config, datasets)
-    if config.finetuning.plot_loss:
-        require("matplotlib", "plot_loss: true", extra="plot")
     if datasets.train is not None and not hasattr(datasets.train, "__len__") and config.training.max_steps <= 0:
         raise ConfigError(
             "max_steps: a stream has no length, so the run would not know its end; set max_steps to a number of updates"

@@ -60,8 +60,8 @@ def refuse_finished(step: int, max_steps: int) -> None:
     """Raise CheckpointError when the run has already reached its last step."""
     if step and step >= max_steps:
         raise CheckpointError(
-            f"resume_from_checkpoint: the checkpoint is at step {step} and the run ends at step {max_steps}, so "
-            "nothing is left to train; raise num_train_epochs or max_steps to go on, or choose another output_dir"
+            f"output_dir: the run is finished: its checkpoint is at step {step} and the run ends at step {max_steps}, "
+            "so nothing is left to train; raise num_train_epochs or max_steps to go on, or choose another output_dir"
         )
 
 

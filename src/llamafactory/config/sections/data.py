@@ -2,7 +2,15 @@
 
 from typing import ClassVar, Literal
 
-from llamafactory.config.section import CommaFloats, CommaList, NonNegativeReal, Positive, Section, option
+from llamafactory.config.section import (
+    CommaFloats,
+    CommaList,
+    JsonMappingOrPath,
+    NonNegativeReal,
+    Positive,
+    Section,
+    option,
+)
 
 
 class DataConfig(Section):
@@ -12,8 +20,10 @@ class DataConfig(Section):
 
     dataset: CommaList = option((), "Names of the data sets to train on, separated by commas.")
     eval_dataset: CommaList = option((), "Names of the data sets to evaluate on, separated by commas.")
-    dataset_dir: str = option(
-        "data", "Folder with dataset_info.json; ONLINE makes names hub ids, REMOTE:<repository> fetches the file."
+    dataset_dir: JsonMappingOrPath = option(
+        "data",
+        "Folder with dataset_info.json; ONLINE makes names hub ids, REMOTE:<repository> fetches the file. A mapping is "
+        "the content of dataset_info.json itself, with file names from the working directory.",
     )
     media_dir: str | None = option(None, "Folder that relative media paths start from; dataset_dir by default.")
     cutoff_len: Positive = option(2048, "Longest example; longer ones are handled as truncation says.", unit="tokens")
