@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from email.message import Message
 from http.client import HTTPException
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -64,9 +63,7 @@ def build(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 
@@ -100,11 +97,11 @@ class ServerReward:
 
     def _post(self, body: bytes, num_texts: int) -> bytes:
         """The body of the answer. Raises _PassingError for failures that may pass, RewardServerError for others."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        send = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect()).open
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         try:
             request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-            with opener.open(request, timeout=self.timeout_seconds) as answer:
+            with send(request, timeout=self.timeout_seconds) as answer:
                 return self._body(answer, SPARE_BYTES + BYTES_PER_SCORE * num_texts)
         except urllib.error.HTTPError as error:
             if error.code >= 500 or error.code == 429:
