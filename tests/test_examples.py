@@ -199,3 +199,17 @@ def test_preference_examples_run_in_small(workplace: Path, name: str) -> None:
     small = ["model_name_or_path=saves/tiny", "template=chatml", "bf16=false", "max_steps=2", "logging_steps=1"]
     run(EXAMPLES / "train_lora" / f"llama3_lora_{name}.yaml", workplace, *small, f"output_dir=saves/{name}")
     assert (workplace / "saves" / name / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_a_reward_adapter(workplace: Path) -> None:
+    tiny = ("model_name_or_path=saves/quickstart", "template=chatml", "cutoff_len=64", "use_cpu=true", "bf16=false")
+    short = (*tiny, "max_steps=2", "logging_steps=1", "preprocessing_num_workers=1", "max_samples=16")
+    reward = "saves/tiny-reward"
+    run(EXAMPLES / "train_lora" / "llama3_lora_reward.yaml", workplace, *short, f"output_dir={reward}")
+    folder = workplace / "saves" / "tiny-ppo"
+    path = EXAMPLES / "train_lora" / "llama3_lora_ppo.yaml"
+    run(path, workplace, *short, f"reward_model={reward}", "output_dir=saves/tiny-ppo", "max_new_tokens=8")
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "value_head.safetensors").is_file()
+    assert (folder / "rollouts.jsonl").read_text(encoding="utf-8").count("\n") == 8
+    assert cli(workplace, "chat", str(folder), "max_new_tokens=4", text="hello\nexit\n")
