@@ -60,8 +60,8 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     lines = log_lines(tmp_path)
     first = lines[0]
     assert first.keys() == {
-        "current_steps", "total_steps", "loss", "lr", "epoch", "percentage", "elapsed_time", "remaining_time",
-        "throughput", "total_tokens",
+        "current_steps", "total_steps", "loss", "grad_norm", "lr", "epoch", "percentage", "elapsed_time",
+        "remaining_time", "throughput", "total_tokens",
     }  # fmt: skip
     assert (first["current_steps"], first["total_steps"], first["percentage"]) == (1, 6, 16.67)
     assert re.fullmatch(r"\d+:\d\d:\d\d", str(first["elapsed_time"]))
