@@ -103,7 +103,9 @@ def test_every_evaluation_set_is_reported_by_name(tmp_path: Path, caplog: pytest
     config = run_config(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
     trainer = make_trainer(config, evals=sets)
     trainer.train()
-    found = {name for line in log_lines(tmp_path) for name in line if name.startswith("eval")}
+    found = {
+        name for line in log_lines(tmp_path) for name in line if name.startswith("eval") and name.endswith("_loss")
+    }
     assert found == {"eval_short_loss", "eval_long_loss", "eval_loss"}
     text = " ".join(caplog.messages)
     assert "eval short loss" in text and "eval long loss" in text and "eval loss" in text
