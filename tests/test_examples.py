@@ -168,6 +168,21 @@ def test_optimizer_example_on_a_tiny_model(
 
 
 @pytest.mark.slow
+def test_reward_model_scores_pairs(workplace: Path) -> None:
+    run(EXAMPLES / "quickstart" / "lora_reward_tiny.yaml", workplace)
+    folder = workplace / "saves" / "quickstart-reward"
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "value_head.safetensors").is_file()
+    lines = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["chosen", "rejected"]] * 6
+    results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    assert results["train_loss"] < 0.5
+    refused = subprocess.run(
+        [sys.executable, "-m", "llamafactory", "chat", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2 and "is a reward model (rm)" in refused.stderr
+
+
+@pytest.mark.slow
 def test_lora_and_merge(workplace: Path) -> None:
     run(EXAMPLES / "quickstart" / "lora_sft_tiny.yaml", workplace)
     assert (workplace / "saves" / "quickstart-lora" / "adapter_model.safetensors").is_file()
@@ -176,3 +191,25 @@ def test_lora_and_merge(workplace: Path) -> None:
     assert (merged / "model.safetensors").is_file() and (merged / "Modelfile").is_file()
     answer = cli(workplace, "chat", str(merged), "do_sample=false", "max_new_tokens=64", text="who are you?\nexit\n")
     assert "Lumo" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo", "kto"])
+def test_preference_examples_run_in_small(workplace: Path, name: str) -> None:
+    small = ["model_name_or_path=saves/tiny", "template=chatml", "bf16=false", "max_steps=2", "logging_steps=1"]
+    run(EXAMPLES / "train_lora" / f"llama3_lora_{name}.yaml", workplace, *small, f"output_dir=saves/{name}")
+    assert (workplace / "saves" / name / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_a_reward_adapter(workplace: Path) -> None:
+    tiny = ("model_name_or_path=saves/quickstart", "template=chatml", "cutoff_len=64", "use_cpu=true", "bf16=false")
+    short = (*tiny, "max_steps=2", "logging_steps=1", "preprocessing_num_workers=1", "max_samples=16")
+    reward = "saves/tiny-reward"
+    run(EXAMPLES / "train_lora" / "llama3_lora_reward.yaml", workplace, *short, f"output_dir={reward}")
+    folder = workplace / "saves" / "tiny-ppo"
+    path = EXAMPLES / "train_lora" / "llama3_lora_ppo.yaml"
+    run(path, workplace, *short, f"reward_model={reward}", "output_dir=saves/tiny-ppo", "max_new_tokens=8")
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "value_head.safetensors").is_file()
+    assert (folder / "rollouts.jsonl").read_text(encoding="utf-8").count("\n") == 8
+    assert cli(workplace, "chat", str(folder), "max_new_tokens=4", text="hello\nexit\n")

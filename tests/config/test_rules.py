@@ -93,7 +93,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "stage": "pt", "use_dft_loss": True}, "use_dft_loss: true with stage: pt: this loss only exists in"),
     (
         {**TRAIN, "stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
-        "dpo_label_smoothing: 0.1 with pref_loss: ipo: only the sigmoid loss is smoothed",
+        "dpo_label_smoothing: 0.1 with pref_loss: ipo: only the losses sigmoid and robust are smoothed",
     ),
     (
         {**TRAIN, "stage": "orpo", "pref_bco_weight": 1},
@@ -237,6 +237,7 @@ ACCEPTED: list[dict[str, object]] = [
     {**TRAIN, "val_size": 10, "do_eval": True},
     {**TRAIN, "streaming": True, "max_steps": 10, "val_size": 10},
     {**TRAIN, "use_asft_loss": True},
+    {**TRAIN, **EVAL, "stage": "rm", "load_best_model_at_end": True, "do_predict": True},
     {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a"},
     {**TRAIN, "quantization_bit": 3, "quantization_method": "hqq"},
     {**FULL, "use_galore": True, "galore_layerwise": True},

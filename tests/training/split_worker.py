@@ -14,6 +14,8 @@ from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
 
 from llamafactory.launch.worker import leave
+from llamafactory.training.predictions import predict_pairs
+from llamafactory.training.trainer import Trainer
 
 
 def stream() -> Iterator[dict[str, list[int]]]:
@@ -29,10 +31,27 @@ def main(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = tiny_model()
     model = with_lora(model, lora_dropout=0.1) if lora else model
+    if options.pop("preference", False):
+        from tests.training.test_preference import preference_trainer
+
+        train_and_write(preference_trainer(folder, **options), folder, resume=False)
+        return
+    if options.get("stage") == "rm":
+        from tests.training.test_reward_runs import reward_trainer
+
+        trainer = reward_trainer(folder, **options)
+        train_and_write(trainer, folder, resume=False)
+        predict_pairs(trainer, [trainer.eval_dataset])
+        return
     rows: Any = examples(UNEVEN[:num_examples])
     if options.pop("streaming", False):
         rows = IterableDataset.from_generator(stream)
     trainer = make_trainer(run_config(folder, **options), model, train=rows, evals={"validation": examples(UNEVEN[:7])})
+    train_and_write(trainer, folder, resume=resume)
+
+
+def train_and_write(trainer: Trainer, folder: Path, *, resume: bool) -> None:
+    """Train and evaluate; the first process stores what was logged and measured."""
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     write_log(trainer, folder / "log.json")

@@ -25,9 +25,11 @@ def preference_losses(config: RunConfig) -> Iterator[Violation]:
     preference = config.preference
     if config.command not in TRAIN:
         return
-    if preference.dpo_label_smoothing and preference.pref_loss != "sigmoid":
+    if preference.dpo_label_smoothing and preference.pref_loss not in {"sigmoid", "robust"}:
         yield Violation(
-            ("dpo_label_smoothing", "pref_loss"), "only the sigmoid loss is smoothed", "remove dpo_label_smoothing"
+            ("dpo_label_smoothing", "pref_loss"),
+            "only the losses sigmoid and robust are smoothed",
+            "remove dpo_label_smoothing",
         )
     if config.finetuning.stage == "dpo" and preference.pref_bco_weight and not config.uses_reference:
         yield Violation(
@@ -50,11 +52,36 @@ def ppo_limits(config: RunConfig) -> Iterator[Violation]:
         return
     if not config.training.do_train:
         yield Violation(("do_train", "stage"), "ppo can only train", "set do_train to true")
-    if config.ppo.reward_model is None:
-        yield Violation(("reward_model", "stage"), "ppo needs rewards", "give the reward model")
+    yield from _reward_limits(config)
+    if config.data.streaming:
+        yield Violation(
+            ("streaming", "stage"), "ppo passes over each round of prompts ppo_epochs times", "set streaming to false"
+        )
+    if config.generation.num_beams > 1:
+        yield Violation(("num_beams", "stage"), "ppo learns from samples, not from beam search", "set num_beams to 1")
     if config.compute.shift_attn:
         yield Violation(("shift_attn", "stage"), "ppo generates text, which this attention cannot", "remove shift_attn")
-    if config.ppo.reward_model_type == "lora":
+    if not set(config.training.report_to) <= PPO_TRACKERS:
+        yield Violation(("report_to", "stage"), f"ppo reports to {', '.join(sorted(PPO_TRACKERS))}", "choose of these")
+
+
+def _reward_limits(config: RunConfig) -> Iterator[Violation]:
+    ppo = config.ppo
+    if ppo.reward_model is None:
+        yield Violation(("reward_model", "stage"), "ppo needs rewards", "give the reward model")
+        return
+    is_url = ppo.reward_model.startswith(("http://", "https://"))
+    if ppo.reward_model_type == "api" and not is_url:
+        yield Violation(
+            ("reward_model", "reward_model_type"),
+            "a reward server is named by its URL",
+            "start it with http:// or https://",
+        )
+    if ppo.reward_model_type != "api" and is_url:
+        yield Violation(
+            ("reward_model", "reward_model_type"), "a URL names a reward server", "set reward_model_type to api"
+        )
+    if ppo.reward_model_type == "lora":
         if config.finetuning.finetuning_type != "lora":
             yield Violation(
                 ("reward_model_type", "finetuning_type"),
@@ -65,8 +92,6 @@ def ppo_limits(config: RunConfig) -> Iterator[Violation]:
             yield Violation(
                 ("reward_model_type", "use_unsloth"), "unsloth holds one adapter", "set reward_model_type to full"
             )
-    if not set(config.training.report_to) <= PPO_TRACKERS:
-        yield Violation(("report_to", "stage"), f"ppo reports to {', '.join(sorted(PPO_TRACKERS))}", "choose of these")
 
 
 def best_model_limits(config: RunConfig) -> Iterator[Violation]:
@@ -74,7 +99,7 @@ def best_model_limits(config: RunConfig) -> Iterator[Violation]:
     training = config.training
     if config.command not in TRAIN or not training.load_best_model_at_end:
         return
-    if config.finetuning.stage in {"rm", "ppo"}:
+    if config.finetuning.stage == "ppo":
         yield Violation(
             ("load_best_model_at_end", "stage"),
             "this stage keeps its last weights",

@@ -11,16 +11,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from llamafactory.config.run import RunConfig
 from llamafactory.data.batching import LengthGroupedSampler
 from llamafactory.data.collate import Collator
+from llamafactory.data.kinds import kind_of
+from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
+from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
+from llamafactory.logs import get_logger, notice
+from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
+from llamafactory.training import dropout
+from llamafactory.training.balance import balance_line
+from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
@@ -28,11 +44,14 @@ from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.preflight import check_training
 from llamafactory.training.reference import build_reference
-from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
-from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
+from llamafactory.training.samplers import EpochSampler, FixedSampler, RoundSampler, ShuffledSampler
+from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
+from llamafactory.training.sharing import choose_sharing
+from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
+logger = get_logger(__name__)
 
 
 def build_trainer(
@@ -44,10 +63,12 @@ def build_trainer(
     objective: Objective,
     args: TrainingArguments | None = None,
     save_weights: Callable[[Path], None] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
-    args: from `preflight.check_training`, when it has been called already.
+    args: from `preflight.check_training`, when it has been called already. reference: a model to compare with; left
+    out, an objective that needs one compares with `model` as it is now.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
@@ -60,21 +81,39 @@ def build_trainer(
     layout = choose_layout(config, model)
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
+    if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
+        notice(
+            f"{config.place('lora_dropout')}: lora_dropout: {config.lora.lora_dropout:g} has no effect in stage "
+            f"{config.finetuning.stage}, which compares answers without random masks"
+        )
+    collate = _collator(config, model, tokenizer, layout)
+    free = reference is None and isinstance(model, PeftModel)
+    stored = stores_reference(config, datasets, args, free=free)
+    if stored:
+        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
+        evaluation = _evaluation_sets(config, datasets)
+        reference = None
+    scorer = _scorer(objective, model, args, reference, stored=stored)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, tokenizer, layout),
+        data_collator=collate,
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
         objective=objective,
-        scorer=_scorer(objective, model, args),
-        order=training_order(config, args, datasets.train, layout),
+        scorer=scorer,
+        preparation=build_batch_terms(config, scorer),
+        order=_in_rounds(config, args, training_order(config, args, datasets.train, layout)),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),
         save_weights=save_weights or _plain_saver(model, tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
+        weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)
+        logger.info(balance_line(datasets.train["desirable"], *weights))
     return trainer
 
 
@@ -97,25 +136,53 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     seed = config.training.seed if config.training.data_seed is None else config.training.data_seed
     lengths_known = "length" in getattr(dataset, "column_names", ())
     if lengths_known and layout == "padded" and not config.packs and strategy != "random":
-        global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(dataset["length"], global_batch_size, seed=seed)
+        return LengthGroupedSampler(dataset["length"], _global_batch_size(args), seed=seed)
     return ShuffledSampler(len(dataset), seed)
 
 
-def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> TokenScorer:
-    reference = build_reference(model) if objective.needs_reference else None
+def _global_batch_size(args: TrainingArguments) -> int:
+    """Examples of one update."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _in_rounds(config: RunConfig, args: TrainingArguments, order: EpochSampler | None) -> EpochSampler | None:
+    """Prompts come in rounds: answered once, learned from `ppo_epochs` times."""
+    if order is None or kind_of(config.finetuning.stage) != "prompt":
+        return order
+    round_size = config.ppo.ppo_buffer_size * _global_batch_size(args)
+    return RoundSampler(order, round_size=round_size, num_passes=config.ppo.ppo_epochs)
+
+
+def _scorer(
+    objective: Objective,
+    model: PreTrainedModel | PeftModel,
+    args: TrainingArguments,
+    separate: PreTrainedModel | None,
+    *,
+    stored: bool,
+) -> Scorer:
+    if objective.head == "value":
+        return SequenceScorer()
+    reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
 
 
-def _collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Collator:
-    return Collator(
+def _collator(
+    config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> DataCollator:
+    kind = kind_of(config.finetuning.stage)
+    if kind == "prompt":
+        return PromptCollator(tokenizer.pad_token_id or 0)
+    rows = Collator(
         pad_token_id=tokenizer.pad_token_id or 0,
         layout=layout,
         pad_to_multiple_of=8,
         ignore_pad_token_for_loss=config.data.ignore_pad_token_for_loss,
     )
+    shares = kind == "preference" and layout == "padded"
+    return collator_for(kind, rows, choose_sharing(model, config.data.cutoff_len) if shares else None)
 
 
 def _evaluation_sets(config: RunConfig, datasets: Datasets) -> Any:
@@ -145,7 +212,10 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
 
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with detached(model) as head:
+            model.save_pretrained(folder)
+        if head is not None:
+            save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)
 
     return save

@@ -18,6 +18,7 @@ from llamafactory.errors import CheckpointError
 from llamafactory.logs import get_logger
 from llamafactory.training import checkpointing
 from llamafactory.training.checkpointing import Facts
+from llamafactory.training.preparation import Remembering
 from llamafactory.training.state_files import (
     load_optimizer_state,
     load_plain,
@@ -191,7 +192,7 @@ def load_scaler(trainer: Trainer, folder: Path) -> None:
 
 
 def save_rank_state(trainer: Trainer, folder: Path) -> None:
-    """Write random number state and not yet logged sums of this process."""
+    """Write random number state, not yet logged sums and the preparation's state of this process."""
     state = {
         "random": random_state(),
         "loss": trainer._tr_loss,
@@ -199,6 +200,8 @@ def save_rank_state(trainer: Trainer, folder: Path) -> None:
         "last_logged": trainer._globalstep_last_logged,
         "metrics": trainer.train_sums.state(),
     }
+    if isinstance(trainer.preparation, Remembering):
+        state["preparation"] = trainer.preparation.state()
     folder.mkdir(parents=True, exist_ok=True)
     save_state(folder / checkpointing.rank_file(trainer.args.process_index), state)
 
@@ -217,6 +220,18 @@ def load_rank_state(trainer: Trainer, folder: Path) -> None:
     trainer._globalstep_last_logged = cast("int", state["last_logged"])
     metrics = cast("dict[str, torch.Tensor]", state["metrics"])
     trainer.train_sums.restore({name: pair.to(device) for name, pair in metrics.items()})
+
+
+def load_preparation(trainer: Trainer, folder: Path) -> None:
+    """Take up the state of a preparation that has one. Called before the first batch is drawn.
+
+    A process the checkpoint did not have takes up the state of the first one.
+    """
+    if isinstance(trainer.preparation, Remembering):
+        known = trainer.args.process_index < checkpointing.read_facts(folder).world_size
+        name = checkpointing.rank_file(trainer.args.process_index if known else 0)
+        state = cast("Mapping[str, object]", load_state(_existing(folder, name)))
+        trainer.preparation.restore(cast("Mapping[str, object]", state["preparation"]))
 
 
 def load_weights_into(trainer: Trainer, folder: Path) -> None:
