@@ -243,6 +243,7 @@ ACCEPTED: list[dict[str, object]] = [
     {**FULL, "use_galore": True, "galore_layerwise": True},
     {**FULL, "use_galore": True, "optim": "paged_adamw_8bit", "gradient_accumulation_steps": 4},
     {**FULL, "optim": "lomo", "max_grad_norm": 0.0},
+    {**FULL, "optim": "apollo_adamw", "optim_args": "rank=8", "optim_target_modules": "mlp"},
     {**TRAIN, "adapter_name_or_path": "a,b", "create_new_adapter": True},
     {**TRAIN, "dataset": "a,b", "interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"},
     {"model_name_or_path": "m", "dataset": "d", "tokenized_path": "t"},

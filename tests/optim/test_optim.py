@@ -10,7 +10,7 @@ from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import logged, make_trainer, run_config, same, weights
 from transformers import SchedulerType, TrainingArguments
 
-from llamafactory.errors import ConfigError, MissingPackageError
+from llamafactory.errors import ConfigError
 from llamafactory.facts import read_facts
 from llamafactory.optim import OPTIMIZERS, build_optimizer
 from llamafactory.training.schedules import scheduler_arguments
@@ -129,20 +129,6 @@ def test_two_choices_are_an_error(tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ConfigError, match="optim: LoRA\\+ and Muon are both chosen, but a run has one optimizer"):
         build_optimizer(tiny_model(), run_config(tmp_path, loraplus_lr_ratio=2.0, use_muon=True), args)
-
-
-def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    for name, words in (
-        (
-            "adamw_8bit",
-            r"'bitsandbytes', which is not installed; install it with: pip install 'llamafactory\[bitsandby",
-        ),
-        ("schedule_free_adamw", "'schedulefree', which is not installed; install it with: pip install schedulefree"),
-    ):
-        with pytest.raises(MissingPackageError, match=f"optim: {name} needs the package {words}"):
-            build_optimizer(tiny_model(), run_config(tmp_path, optim=name), args)
 
 
 def test_every_optimizer_file_exports_its_contract() -> None:

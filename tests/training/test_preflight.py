@@ -50,15 +50,22 @@ def test_every_schedule_runs_or_is_refused_in_one_sentence(tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", [item.value for item in OptimizerNames])
 def test_every_optimizer_is_built_or_names_its_package(tmp_path: Path, name: str) -> None:
-    if name.startswith(("galore", "apollo")):
-        pytest.skip("chosen by options of their own")
     config = run_config(tmp_path, do_train=True, use_cpu=True, optim=name)
     package = next((found for start, (found, _) in preflight._PACKAGES.items() if name.startswith(start)), None)
     if package is None or importlib.util.find_spec(package):
-        assert check_training(config).optim == name
+        ours = name.startswith(("galore", "apollo", "lomo", "adalomo"))
+        assert check_training(config).optim == ("adamw_torch" if ours else name)
     else:
         with pytest.raises(MissingPackageError, match=rf"optim: {name} needs .*'{package}'.*pip install \S+$"):
             check_training(config)
+
+
+def test_an_optimizer_of_ours_needs_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = run_config(
+        tmp_path, do_train=True, use_cpu=True, finetuning_type="full", use_galore=True, optim="adamw_8bit"
+    )
+    assert check_training(config).use_cpu
 
 
 def test_a_missing_deepspeed_is_told(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def claims_optim(config: RunConfig) -> bool:
 
 def replaces_optim(config: RunConfig) -> bool:
     """True when an option other than `optim` chooses the optimizer and its update rule."""
+    if claims_optim(config):
+        return False
     chosen = chosen_parts(config, OPTIMIZER)
     return any(ADAMW_ONLY in facts.clashes for facts in chosen.values()) or config.galore.use_galore
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
+from llamafactory.config.rules_parts import replaces_optim
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError, first_line
 from llamafactory.logs import get_logger
@@ -37,13 +38,10 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
     "adamw_torch_xla": ("torch_xla", "torch_xla"),
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
     "adamw_anyprecision": ("torchdistx", "git+https://github.com/pytorch/torchdistx"),
-    "lomo": ("lomo_optim", "lomo-optim"),
-    "adalomo": ("lomo_optim", "lomo-optim"),
     "grokadamw": ("grokadamw", "grokadamw"),
     "schedule_free": ("schedulefree", "schedulefree"),
     "stable_adamw": ("optimi", "torch-optimi"),
 }
-_NEED_THE_MODEL = frozenset({"lomo", "adalomo"})
 _SOME_STEPS = 100
 _EXAMPLES = {
     "cosine_with_min_lr": "{min_lr_rate: 0.1}",
@@ -68,10 +66,10 @@ def check_training(config: RunConfig) -> TrainingArguments:
 
 def _check_optimizer(config: RunConfig, args: TrainingArguments) -> None:
     """Build the optimizer named in `optim` over a dummy weight. Raises ConfigError, MissingPackageError."""
+    if replaces_optim(config):
+        return  # the optimizer is ours: it needs no package, and its arguments are checked as options
     name = str(args.optim.value)
     _require_package(name, config.place("optim"))
-    if name in _NEED_THE_MODEL:
-        return
     pairs = [pair for pair in (args.optim_args or "").split(",") if pair.strip()]
     if not all("=" in pair for pair in pairs):
         raise ConfigError(
