@@ -30,7 +30,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 def calm_libraries() -> None:
-    """Keep loading readable: no progress bars in log files, no warning about a name that PEFT still uses."""
+    """Keep loading and saving readable: no progress bars in log files, no warning about a name that PEFT still uses."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
         library_logs.disable_progress_bar()

@@ -33,8 +33,10 @@ def run_init(argv: Sequence[str]) -> int:
     options = _parse(argv)
     folder = _target(options.folder)
     texts = list(read_texts(Path(options.data_dir)))
+    from llamafactory.models.compat import calm_libraries
     from llamafactory.models.starter import write_starter
 
+    calm_libraries()
     sizes = {key: getattr(options, key) for key in ("hidden_size", "num_layers", "num_heads", "max_length", "seed")}
     write_starter(folder, texts, **sizes)
     size = (folder / "model.safetensors").stat().st_size
