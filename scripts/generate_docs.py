@@ -137,8 +137,9 @@ def planned_table() -> str:
     rows = ["| setting | missing part |", "| --- | --- |"]
     for gap in gaps():
         values = ", ".join(f"`{value}`" for value in gap.values)
-        commands = f" ({', '.join(gap.commands)})" if gap.commands else ""
-        rows.append(f"| `{gap.key}`{': ' + values if values else ''}{commands} | {gap.part} |")
+        places = ", ".join([*gap.commands, *([f"stages {', '.join(gap.stages)}"] if gap.stages else [])])
+        where = f" ({places})" if places else ""
+        rows.append(f"| `{gap.key}`{': ' + values if values else ''}{where} | {gap.part} |")
     return "\n".join(rows)
 
 

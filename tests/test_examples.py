@@ -136,6 +136,21 @@ def test_tiny_run(workplace: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_reward_model_scores_pairs(workplace: Path) -> None:
+    run(EXAMPLES / "quickstart" / "lora_reward_tiny.yaml", workplace)
+    folder = workplace / "saves" / "quickstart-reward"
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "value_head.safetensors").is_file()
+    lines = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["chosen", "rejected"]] * 6
+    results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    assert results["train_loss"] < 0.5
+    refused = subprocess.run(
+        [sys.executable, "-m", "llamafactory", "chat", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2 and "is a reward model (rm)" in refused.stderr
+
+
+@pytest.mark.slow
 def test_lora_and_merge(workplace: Path) -> None:
     run(EXAMPLES / "quickstart" / "lora_sft_tiny.yaml", workplace)
     assert (workplace / "saves" / "quickstart-lora" / "adapter_model.safetensors").is_file()

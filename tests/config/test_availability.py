@@ -15,7 +15,11 @@ TRAIN: dict[str, object] = {"model_name_or_path": "m", "dataset": "d", "do_train
 
 
 def test_missing_part_is_named_with_its_place(tmp_path: Path) -> None:
-    gap = next(gap for gap in gaps() if not gap.values and options()[gap.key].types == {"bool"} and not gap.commands)
+    gap = next(
+        gap
+        for gap in gaps()
+        if not gap.values and options()[gap.key].types == {"bool"} and not gap.commands and not gap.stages
+    )
     path = tmp_path / "run.yaml"
     path.write_text(f"model_name_or_path: m\ndataset: d\ndo_train: true\noutput_dir: o\n{gap.key}: true\n", "utf-8")
     try:
@@ -51,6 +55,14 @@ def test_every_missing_part_is_told_at_once() -> None:
 def test_plain_run_is_not_refused() -> None:
     refuse_unavailable(load_config(TRAIN), "train")
     refuse_unavailable(load_config({**TRAIN, "stage": "pt", "finetuning_type": "full"}), "train")
+
+
+def test_a_part_missing_in_some_stages_is_refused_there_alone() -> None:
+    predicting = {**TRAIN, "do_predict": True, "val_size": 4}
+    refuse_unavailable(load_config({**predicting, "stage": "rm"}), "train")
+    if any(gap.key == "do_predict" for gap in gaps()):
+        with pytest.raises(ConfigError, match=r"do_predict: true .* cannot run prediction yet in stage sft; remove"):
+            refuse_unavailable(load_config({**predicting, "predict_with_generate": True}), "train")
 
 
 def test_gap_of_another_command_does_not_matter() -> None:

@@ -220,6 +220,7 @@ ACCEPTED: list[dict[str, object]] = [
     {**TRAIN, "val_size": 10, "do_eval": True},
     {**TRAIN, "streaming": True, "max_steps": 10, "val_size": 10},
     {**TRAIN, "use_asft_loss": True},
+    {**TRAIN, **EVAL, "stage": "rm", "load_best_model_at_end": True, "do_predict": True},
     {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a"},
     {**TRAIN, "quantization_bit": 3, "quantization_method": "hqq"},
     {**FULL, "use_galore": True, "galore_layerwise": True},

@@ -72,6 +72,19 @@ def examples(lengths: Sequence[int], seed: int = 1, vocab: int = VOCAB) -> list[
     return found
 
 
+def pairs(lengths: Sequence[int]) -> list[dict[str, object]]:
+    """Preference rows: a prompt of a third of the length, two answers of which the second is a third shorter."""
+    rows = []
+    for chosen, other in zip(examples(lengths), examples(lengths, seed=2), strict=True):
+        prompt = max(1, len(chosen["input_ids"]) // 3)
+        answer = other["input_ids"][prompt : prompt + max(1, len(other["input_ids"]) // 3)]
+        row: dict[str, object] = {f"chosen_{name}": chosen[name] for name in ("input_ids", "labels")}
+        row["rejected_input_ids"] = chosen["input_ids"][:prompt] + answer
+        row["rejected_labels"] = [-100] * prompt + answer
+        rows.append({**row, "length": len(chosen["input_ids"])})
+    return rows
+
+
 def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     """Right padding with attention mask."""
     width = max(len(row["input_ids"]) for row in rows)

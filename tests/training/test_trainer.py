@@ -399,7 +399,7 @@ def test_a_preparation_completes_the_batches_of_an_update_at_once(tmp_path: Path
     options = {"max_steps": 2, "gradient_accumulation_steps": 3, "learning_rate": 0.0}
     plain = make_trainer(run_config(tmp_path / "plain", **options), evals={"all": examples(UNEVEN[:2])})
     prepared = make_trainer(run_config(tmp_path / "prepared", **options), evals={"all": examples(UNEVEN[:2])})
-    prepared._preparation = preparation = DoubledWeights()
+    prepared.preparation = preparation = DoubledWeights()
     for trainer in (plain, prepared):
         trainer.train()
     pairs = zip(logged(plain, "loss"), logged(prepared, "loss"), strict=True)

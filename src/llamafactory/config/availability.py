@@ -20,12 +20,16 @@ from llamafactory.errors import ConfigError
 
 @dataclass(frozen=True)
 class Gap:
-    """A missing part: the key, its values without a part (empty: all but the default), the commands it matters to."""
+    """A missing part: the key, its values without a part (empty: all but the default), where it matters.
+
+    commands, stages: only there; empty means everywhere.
+    """
 
     key: str
     part: str
     values: tuple[object, ...] = ()
     commands: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     def is_hit(self, value: object) -> bool:
         """True when the value asks for the missing part."""
@@ -45,8 +49,11 @@ def unavailable(config: RunConfig, command: str) -> Iterator[str]:
     """Yield one sentence for every setting of this run whose part does not exist yet."""
     for gap in gaps():
         value = value_of(config, gap.key)
-        if gap.is_hit(value) and (not gap.commands or command in gap.commands):
-            yield _sentence(gap, value, config.origins.get(gap.key))
+        concerned = not gap.commands or command in gap.commands
+        if concerned and gap.stages:
+            concerned = config.finetuning.stage in gap.stages
+        if concerned and gap.is_hit(value):
+            yield _sentence(gap, value, config.origins.get(gap.key), config.finetuning.stage)
 
 
 @functools.cache
@@ -57,15 +64,17 @@ def gaps() -> tuple[Gap, ...]:
 
 
 def _gap(entry: Mapping[str, object]) -> Gap:
-    values, commands = entry.get("values", ()), entry.get("commands", ())
-    assert isinstance(values, Sequence) and isinstance(commands, Sequence)
-    return Gap(str(entry["key"]), str(entry["part"]), tuple(values), tuple(commands))
+    values, commands, stages = (entry.get(name, ()) for name in ("values", "commands", "stages"))
+    assert isinstance(values, Sequence) and isinstance(commands, Sequence) and isinstance(stages, Sequence)
+    return Gap(str(entry["key"]), str(entry["part"]), tuple(values), tuple(commands), tuple(stages))
 
 
-def _sentence(gap: Gap, value: object, place: str | None) -> str:
+def _sentence(gap: Gap, value: object, place: str | None, stage: str) -> str:
     where = f" at {place}" if place else ""
     got = repr(value) if isinstance(value, str) else show(value)
     missing = f"{gap.key}: {got}{where} is accepted, but this version cannot run {gap.part} yet"
+    if gap.stages:
+        return f"{missing} in stage {stage}; remove {gap.key}"
     if not gap.values:
         return f"{missing}; remove {gap.key}"
     available = [show(choice) for choice in options()[gap.key].choices if choice not in gap.values]

@@ -74,7 +74,7 @@ def best_model_limits(config: RunConfig) -> Iterator[Violation]:
     training = config.training
     if config.command not in TRAIN or not training.load_best_model_at_end:
         return
-    if config.finetuning.stage in {"rm", "ppo"}:
+    if config.finetuning.stage == "ppo":
         yield Violation(
             ("load_best_model_at_end", "stage"),
             "this stage keeps its last weights",

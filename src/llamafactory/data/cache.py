@@ -61,6 +61,11 @@ def cache_root() -> Path:
     return folder
 
 
+def find(key: str) -> Found | None:
+    """The entry `key`, or None when it is missing or damaged."""
+    return _open(cache_root() / key, checked=False)
+
+
 def get_or_build(key: str, build: Build, *, overwrite: bool = False, shared: bool = False) -> Found:
     """Return the entry `key`, built by one process when it is missing, damaged or to be overwritten.
 

@@ -52,9 +52,13 @@ class Collator:
             return {**joined, "position_ids": torch.cat(positions)[None]}
         return self._pad(columns, positions if packed else None)
 
+    def padded_width(self, length: int) -> int:
+        """Tokens of a row that holds `length` of them and padding."""
+        return -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
     def _pad(self, columns: Mapping[str, list[Tensor]], positions: list[Tensor] | None) -> dict[str, Tensor]:
         lengths = [len(ids) for ids in columns["input_ids"]]
-        width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        width = self.padded_width(max(lengths))
         label_pad = IGNORE_INDEX if self.ignore_pad_token_for_loss else self.pad_token_id
         fill = {
             "input_ids": self.pad_token_id,

@@ -66,8 +66,10 @@ class Encoder:
         rendered = self._render(records, report)
         encode = _ENCODERS.get(self.kind, _single)
         examples = []
-        for record, turns in rendered:
+        for place, (record, turns) in enumerate(rendered):
             example = encode(record, turns, self.limits)
+            if example is not None and self.kind == "feedback":
+                example.columns |= _mismatched(turns, [] if len(rendered) == 1 else rendered[place - 1][1], self.limits)
             if example is None:
                 report.drop(TOO_LONG, record.source)
             elif not example.num_supervised and self.kind != "prompt":
@@ -141,6 +143,16 @@ def _single(record: Record, turns: list[Turn], limits: Limits) -> Example | None
     desirable = record.desirable if isinstance(record, Feedback) else None
     columns = {"input_ids": tokens.input_ids, "labels": tokens.labels}
     return Example(record.source, columns, tokens.weights, desirable, truncated)
+
+
+def _mismatched(turns: list[Turn], other: list[Turn], limits: Limits) -> dict[str, list[int]]:
+    """Columns of the prompt with the answer of another example, for the KL term of KTO; without one, of no answer."""
+    pieces: Sequence[Piece] = [*turns[-1].source, *other[-1].target] if other else turns[-1].source
+    if limits.limit is not None and other:
+        fitted = truncate([Turn(turns[-1].source, other[-1].target)], limits.limit, "balanced").turns
+        pieces = [piece for turn in fitted for piece in (*turn.source, *turn.target)] or turns[-1].source
+    tokens = join(pieces)
+    return {"kl_input_ids": tokens.input_ids[: limits.limit], "kl_labels": tokens.labels[: limits.limit]}
 
 
 def _prompt(record: Record, turns: list[Turn], limits: Limits) -> Example | None:

@@ -1,7 +1,8 @@
 """Encoded examples and their table form: the columns of a tokenized set.
 
-text, conversation: input_ids, labels, weights. preference: chosen_* and rejected_*. feedback: also desirable. prompt:
-input_ids is the prompt, labels the reference answer. All: length, source. Knows no renderer.
+text, conversation: input_ids, labels, weights. preference: chosen_* and rejected_*. feedback: also desirable, and kl_*,
+the prompt with the answer of the example before it. prompt: input_ids is the prompt, labels the reference answer. All:
+length, source. Knows no renderer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ FLOAT_LIST = pa.list_(pa.float32())
 
 @dataclass(slots=True)
 class Example:
-    """One kept example. columns: token lists by column name. weights: None when every supervised token weighs 1."""
+    """One kept example. columns: token lists by column name. weights: None when every supervised token weighs 1.
+
+    The columns kl_* repeat tokens of other examples and count in none of the numbers.
+    """
 
     source: str
     columns: dict[str, list[int]]
@@ -34,16 +38,18 @@ class Example:
     @property
     def length(self) -> int:
         """Number of tokens; of the longer side of a preference."""
-        return max(len(ids) for name, ids in self.columns.items() if name.endswith("input_ids"))
+        return max(len(ids) for ids in self._own("input_ids"))
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(ids) for name, ids in self.columns.items() if name.endswith("input_ids"))
+        return sum(len(ids) for ids in self._own("input_ids"))
 
     @property
     def num_supervised(self) -> int:
-        labels = [ids for name, ids in self.columns.items() if name.endswith("labels")]
-        return sum(len(ids) - ids.count(IGNORE_INDEX) for ids in labels)
+        return sum(len(ids) - ids.count(IGNORE_INDEX) for ids in self._own("labels"))
+
+    def _own(self, ending: str) -> list[list[int]]:
+        return [ids for name, ids in self.columns.items() if name.endswith(ending) and not name.startswith("kl_")]
 
 
 @dataclass(slots=True)
@@ -58,6 +64,8 @@ def token_columns(kind: Kind) -> tuple[str, ...]:
     """Names of the token list columns of a kind."""
     if kind == "preference":
         return ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
+    if kind == "feedback":
+        return ("input_ids", "labels", "kl_input_ids", "kl_labels")
     return ("input_ids", "labels")
 
 

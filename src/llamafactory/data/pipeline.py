@@ -173,6 +173,8 @@ class _Builder:
         rows = open_rows(entry, self._plan.access)
         facts = {**self._tokens, "data": rows.fingerprint(), "entry": repr(entry), "seed": self._config.training.seed}
         facts |= {"max_samples": self._config.data.max_samples}
+        if self._plan.kind == "feedback":  # answers are mismatched among rows encoded together
+            facts |= {"window": self._config.data.preprocessing_batch_size}
         key = key_of(facts)
         found = self._cached(key, partial(self._tokenize, entry, rows))
         report = Report.from_json(found.facts["report"])  # type: ignore[arg-type]

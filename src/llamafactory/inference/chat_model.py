@@ -50,6 +50,11 @@ class ChatModel:
     def __init__(self, source: RunConfig | Mapping[str, object]) -> None:
         config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="chat"))
         refuse_unavailable(config, "chat")
+        if config.finetuning.stage == "rm":
+            raise ConfigError(
+                f"stage: {config.model.model_name_or_path!r} is a reward model (rm), which gives scores and no "
+                "answers; choose a model of another stage"
+            )
         self._start(build_engine(config), GenerationOptions.from_config(config.generation))
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import PeftModel
@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from llamafactory.config.availability import refuse_unavailable
 from llamafactory.errors import ConfigError, ModelError
-from llamafactory.logs import get_logger
+from llamafactory.logs import get_logger, notice
 from llamafactory.models import build
 from llamafactory.models.adapters import ADAPTERS, lora
 from llamafactory.models.attention import choose_attention
@@ -25,12 +25,19 @@ from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.compat import calm_libraries
 from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
-from llamafactory.models.hub import is_local
+from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
 from llamafactory.models.rope import scale_rope, set_rope
 from llamafactory.models.router import set_router_loss
 from llamafactory.models.upcast import upcast_head_output, upcast_norms
+from llamafactory.models.value_head import (
+    VALUE_HEAD_FILE,
+    StoredHead,
+    attach_value_head,
+    freeze_for_ranking,
+    read_value_head,
+)
 from llamafactory.models.vocab import NewRows, grow_vocab, num_rows, padded_rows
 
 if TYPE_CHECKING:
@@ -56,12 +63,23 @@ class LoadedModel:
     notes: tuple[str, ...]
 
 
-def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, merge: bool = True) -> LoadedModel:
+def load_model(
+    config: RunConfig,
+    bundle: TokenizerBundle,
+    *,
+    trainable: bool,
+    merge: bool = True,
+    head: Literal["lm", "value", "both"] = "lm",
+) -> LoadedModel:
     """Load the model of a run and choose what learns.
 
     Training: sets the global seed, so that new rows, adapters and random weights are the same for the same seed.
     Inference: adapters are merged, nothing requires gradients, evaluation mode. merge: False leaves the last adapter
-    unmerged at inference, for whoever wants to observe it first. Raises ConfigError, ModelError.
+    unmerged at inference, for whoever wants to observe it first.
+
+    head: what the model shall answer. value: a value head is attached and the vocabulary projection, which then never
+    runs, is frozen. both: a value head is attached. A head stored with the last adapter, or else with the base, is
+    taken up; training makes a new one where there is none. Raises ConfigError, ModelError.
     """
     _refuse(config)
     calm_libraries()
@@ -76,7 +94,14 @@ def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, m
         model = lora.attach_given(base.model, config)
     record = _complete(base.record, model, config, trainable=trainable)
     if trainable:
-        _prepare_training(model, config, base.plan, notes)
+        cast_parameters(model, base.plan)
+    if head != "lm":
+        _add_value_head(model, config, base.folder, notes, trainable=trainable)
+    if head == "value":
+        freeze_for_ranking(model)
+        _notice_projection(config)
+    if trainable:
+        _prepare_training(model, config, notes)
     else:
         _prepare_inference(model, config)
     for note in notes:
@@ -87,10 +112,36 @@ def load_model(config: RunConfig, bundle: TokenizerBundle, *, trainable: bool, m
     return LoadedModel(model, base.plan.frozen, record, tuple(notes))
 
 
+def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedModel | None:
+    """Load `ref_model` with `ref_model_adapters` merged, in the formats of training; None when the run names none.
+
+    Raises ConfigError, ModelError.
+    """
+    preference = config.preference
+    if not config.uses_reference or preference.ref_model is None:
+        return None
+    named: dict[str, object] = {
+        "model_name_or_path": preference.ref_model,
+        "adapter_name_or_path": preference.ref_model_adapters,
+        "train_from_scratch": False,
+    }
+    other = dataclasses.replace(
+        config,
+        model=config.model.model_copy(update=named),
+        finetuning=config.finetuning.model_copy(update={"finetuning_type": "lora"}),
+    )
+    base = load_base(other, bundle, [], trainable=True)
+    model = ADAPTERS.load("lora").apply(base.model, other, trainable=False, vocab_grown=False)
+    cast_parameters(model.requires_grad_(False), base.plan)
+    logger.info("reference model: %s", preference.ref_model)
+    return model
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """A base model before any adapter."""
 
+    folder: Path
     model: PreTrainedModel
     plan: DtypePlan
     record: BaseRecord
@@ -107,9 +158,9 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     if trainable and config.compute.moe_aux_loss_coef:
         set_router_loss(hf_config, config.compute.moe_aux_loss_coef)
     on_gpu = torch.cuda.is_available() and not config.training.use_cpu
-    attention, notice = choose_attention(config.compute.flash_attn, hf_config, on_gpu=on_gpu)
-    if notice:
-        logger.warning(notice)
+    attention, remark = choose_attention(config.compute.flash_attn, hf_config, on_gpu=on_gpu)
+    if remark:
+        logger.warning(remark)
     if not config.model.low_cpu_mem_usage:
         notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
     model = build.build_weights(config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable)
@@ -123,7 +174,33 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
         max_position_embeddings=positions[1],
     )
     _compare_base(record, earlier)
-    return Base(model, plan, record, grown)
+    return Base(folder, model, plan, record, grown)
+
+
+def stored_value_head(config: RunConfig) -> StoredHead | None:
+    """The head that belongs to the configured model, None without one. Raises ModelError for a reward model without."""
+    base = fetch(config.model.model_name_or_path or "", config.hub, key="model_name_or_path")
+    stored = _find_value_head(config, base)
+    if stored is None and config.finetuning.stage == "rm":
+        raise ModelError(_no_head(config))
+    return stored
+
+
+def _no_head(config: RunConfig) -> str:
+    return (
+        f"model_name_or_path: {config.model.model_name_or_path!r} has no {VALUE_HEAD_FILE}, neither with its last "
+        "adapter nor with the base, so it is not a reward model and cannot score; give a model trained with stage: rm"
+    )
+
+
+def _find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
+    """The head stored with the last given adapter, or else in the folder of the base model."""
+    adapters = lora.adapter_folders(config)[-1:] if config.model.adapter_name_or_path else []
+    for folder in (*adapters, base):
+        stored = read_value_head(folder, allow_pickle=config.hub.allow_pickle_weights)
+        if stored is not None:
+            return stored
+    return None
 
 
 def _refuse(config: RunConfig) -> None:
@@ -247,8 +324,33 @@ def _absolute(name: str, config: RunConfig) -> str:
     return str(folder / config.model.adapter_folder) if config.model.adapter_folder else str(folder)
 
 
-def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, plan: DtypePlan, notes: list[str]) -> None:
-    cast_parameters(model, plan)
+def _add_value_head(
+    model: PreTrainedModel | PeftModel, config: RunConfig, base: Path, notes: list[str], *, trainable: bool
+) -> None:
+    """Attach the head stored with the last adapter, or else with the base; a new one when training finds none."""
+    stored = None if config.model.train_from_scratch else _find_value_head(config, base)
+    if stored is None and not trainable:
+        raise ModelError(_no_head(config))
+    attach_value_head(model, stored, trainable=trainable)
+    notes.append("value head: new, random weights" if stored is None else f"value head: from {stored.folder}")
+
+
+def _notice_projection(config: RunConfig) -> None:
+    """Say so when options ask to train the vocabulary projection, which never runs."""
+    given = [
+        key
+        for key, names in (
+            ("additional_target", config.lora.additional_target),
+            ("lora_target", config.lora.lora_target),
+            ("freeze_extra_modules", config.freeze.freeze_extra_modules),
+        )
+        if "lm_head" in names
+    ]
+    if given:
+        notice(f"{given[0]}: lm_head has no effect, a reward model never runs its vocabulary projection")
+
+
+def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, notes: list[str]) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if config.compute.upcast_layernorm:
         notes.append(f"upcast_layernorm: {upcast_norms(base)} norm weights are float32")

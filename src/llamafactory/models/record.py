@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llamafactory.errors import CheckpointError
 from llamafactory.models.safetensors_file import read_entries
+from llamafactory.models.value_head import VALUE_HEAD_FILE
 
 RECORD_FILE = "base_record.json"
 _SAMPLE_BYTES = 256
@@ -61,11 +62,13 @@ def read_record(folder: Path) -> BaseRecord | None:
 def fingerprint(folder: Path) -> str:
     """Digest of the names, types, shapes and first bytes of all tensors; the same for every way to shard the weights.
 
-    Reads a few hundred bytes per tensor. Empty when the folder holds no safetensors.
+    A value head beside them does not count. Reads a few hundred bytes per tensor. Empty when the folder holds no
+    safetensors.
     """
     entries: list[tuple[str, str]] = []
     for file in sorted(folder.glob("*.safetensors")):
-        entries.extend(_tensor_entries(file))
+        if file.name != VALUE_HEAD_FILE:
+            entries.extend(_tensor_entries(file))
     if not entries:
         return ""
     digest = hashlib.sha256()

@@ -21,6 +21,7 @@ from llamafactory.errors import CheckpointError
 from llamafactory.models.build import repair_generation
 from llamafactory.models.record import BaseRecord, write_record
 from llamafactory.models.safetensors_file import folder_shapes
+from llamafactory.models.value_head import detached, head_state, save_value_head, split_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,17 +70,21 @@ def save_weights(
     options: SaveOptions | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the weights alone (for checkpoints) and check them.
+    """Write the weights alone (for checkpoints), a value head in a file of its own, and check them.
 
     state_dict: gathered weights where the live ones are sharded. Raises CheckpointError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = options or SaveOptions()
-    if isinstance(model, PeftModel):
-        _write_adapter(model, folder, state_dict)
-        write_record(record, folder)
-    else:
-        _write_full(model, folder, options, state_dict)
+    gathered, gathered_head = (None, None) if state_dict is None else split_state(state_dict)
+    with detached(model) as head:
+        if isinstance(model, PeftModel):
+            _write_adapter(model, folder, gathered)
+            write_record(record, folder)
+        else:
+            _write_full(model, folder, options, gathered)
+        if head is not None:
+            save_value_head(gathered_head or head_state(head), folder)
     check_saved(model, folder)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ STAGES = Family(key="stage", package="llamafactory.objectives", exports=("RECORD
 
 Batch = Mapping[str, Tensor]
 
+Head = Literal["lm", "value", "both"]
+"""What an objective reads. lm: log-probabilities of the supervised tokens. value: the value head's output at the last
+token of every sequence; the vocabulary projection never runs. both: log-probabilities and values of the tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -29,6 +33,9 @@ class Scores:
     sequence each token belongs to (a packed row holds several). weights: [N] fp32 loss weights. stats: further values
     [N] per token that the objective asked for through `token_stats`. reference_logps: [N] fp32 log p of the reference
     policy, or None without one. aux_loss: router loss of mixture-of-experts models times its coefficient, or None.
+
+    values: fp32 outputs of the value head, differentiable. With head "both" [N], of the hidden state that predicts each
+    supervised token; with head "value" [B], of the last token of each sequence, and all fields of tokens are empty.
     """
 
     logps: Tensor
@@ -38,6 +45,7 @@ class Scores:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     reference_logps: Tensor | None = None
     aux_loss: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +63,14 @@ class LossOutput:
 class Objective(Protocol):
     """One training stage.
 
-    needs_reference: the trainer must score the batch with the reference policy too.
+    needs_reference: the trainer must score the batch with the reference policy too. head: see `Head`.
     """
 
     @property
     def needs_reference(self) -> bool: ...
+
+    @property
+    def head(self) -> Head: ...
 
     def count(self, batch: Batch) -> Tensor:
         """Number of loss units (tokens or pairs) in a batch, before any division; a scalar integer tensor."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llamafactory.objectives import Batch, LossOutput, Scores, summed, supervised
+from llamafactory.objectives import Batch, Head, LossOutput, Scores, summed, supervised
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class CrossEntropy:
     label_smoothing: float = 0.0
     accuracy: bool = False
     needs_reference: bool = False
+    head: Head = "lm"
 
     def count(self, batch: Batch) -> Tensor:
         return supervised(batch).sum()

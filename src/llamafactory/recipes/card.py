@@ -92,7 +92,8 @@ def _front_matter(config: RunConfig, datasets: Sequence[str]) -> str:
     known = [name for name in datasets if _is_hub_id(name)]
     if known:
         content["datasets"] = known
-    content["pipeline_tag"] = "text-generation"
+    if config.finetuning.stage != "rm":
+        content["pipeline_tag"] = "text-generation"
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
 
 

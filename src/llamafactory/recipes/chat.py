@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 
 from llamafactory.config import RunConfig, load_config
-from llamafactory.errors import ConfigError
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.terminal import Session, converse
@@ -15,8 +14,6 @@ from llamafactory.inference.terminal import Session, converse
 def run_chat(source: RunConfig | Mapping[str, object]) -> int:
     """Chat on stdin and stdout; returns the exit code. Raises ConfigError for a model that cannot chat."""
     config = complete(source if isinstance(source, RunConfig) else load_config(dict(source), command="chat"))
-    if config.finetuning.stage == "rm":
-        raise ConfigError("stage: a reward model (rm) gives scores, not answers; choose a model of another stage")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with ChatModel(config) as model:

@@ -26,10 +26,11 @@ from llamafactory.logs import get_logger
 from llamafactory.models.adapters.lora import adapter_folders
 from llamafactory.models.build import reload_model
 from llamafactory.models.hub import is_local
-from llamafactory.models.load import LoadedModel, load_model
+from llamafactory.models.load import LoadedModel, load_model, stored_value_head
 from llamafactory.models.merge import TOLERANCE, merge_adapters, observe, verify_merge
 from llamafactory.models.record import BaseRecord, read_record
 from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.value_head import save_value_head
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.modelfile import build_modelfile
 from llamafactory.recipes.upload import upload
@@ -67,8 +68,11 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
     bundle, renderer = load_renderer(config)
     loaded = load_model(config, bundle, trainable=False, merge=False)
     _refuse_other_base(config, loaded.record)
+    head = stored_value_head(config)
     with _staged(target) as folder:
         _write(loaded, bundle.tokenizer, renderer, folder, config)
+        if head is not None:
+            save_value_head(head.state, folder)
         _write_companions(folder, config, renderer)
     logger.info("Exported to %s", target)
     if config.export.export_hub_model_id:
@@ -221,7 +225,8 @@ def _recipe(folder: Path, config: RunConfig) -> dict[str, object]:
     """What chat needs to know of the export, and a mark that it is one; no path of this machine, it may be uploaded."""
     wanted = {"split_special_tokens", *type(config.template).model_fields, *type(config.generation).model_fields}
     changed = config.to_yaml_dict(redact=True, only_changed=True)
-    return {"export_dir": folder.name, **{key: value for key, value in changed.items() if key in wanted}}
+    scores = {"stage": "rm"} if config.finetuning.stage == "rm" else {}  # scores are no answers: no chat with it
+    return {"export_dir": folder.name, **scores, **{key: value for key, value in changed.items() if key in wanted}}
 
 
 def _default_system(config: RunConfig, renderer: Renderer) -> str:

@@ -24,10 +24,13 @@ from llamafactory.training.checkpointing import find_resumable
 logger = get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-_RUN_FILES = ("trainer_log.jsonl", "error.json", "all_results.json", "train_results.json", "eval_results.json")
+_RUN_FILES = (
+    "trainer_log.jsonl", "error.json", "all_results.json", "train_results.json", "eval_results.json",
+    "predict_results.json", "generated_predictions.jsonl",
+)  # fmt: skip
 _WEIGHT_FILES = (
     "adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "model.safetensors.index.json",
-    "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "value_head.safetensors",
 )  # fmt: skip
 # Keys that may change between the two halves of one run: they move files, logs or the end of the run, not an update.
 _FREE_KEYS = frozenset(

@@ -16,7 +16,7 @@ from llamafactory.config.availability import refuse_unavailable
 from llamafactory.data.pipeline import build_datasets
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
-from llamafactory.models.load import LoadedModel, load_model
+from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
@@ -26,6 +26,7 @@ from llamafactory.recipes.upload import upload
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
+from llamafactory.training.predictions import predict_pairs
 from llamafactory.training.preflight import check_training
 from llamafactory.training.results import finish_training, write_results
 from llamafactory.training.trainer import Trainer
@@ -56,10 +57,11 @@ def _run(config: RunConfig) -> dict[str, float]:
     bundle, renderer = load_renderer(config)
     objective = STAGES.load(config.finetuning.stage).build(config)
     datasets = build_datasets(config, renderer, for_training=training.do_train)
-    loaded = load_model(config, bundle, trainable=training.do_train)
+    loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
     trainer = build_trainer(
         config,
         model=loaded.model,
+        reference=load_reference(config, bundle),
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
@@ -71,6 +73,8 @@ def _run(config: RunConfig) -> dict[str, float]:
         metrics |= _train(config, trainer, _agree_on(start))
     if training.do_eval and datasets.evals:
         metrics |= _evaluate(trainer)
+    if training.do_predict:
+        metrics |= predict_pairs(trainer, list(datasets.evals.values()))
     if trainer.is_world_process_zero():
         _finish(config, trainer, metrics)
     return metrics

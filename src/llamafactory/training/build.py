@@ -12,15 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from llamafactory.config.run import RunConfig
 from llamafactory.data.batching import LengthGroupedSampler
 from llamafactory.data.collate import Collator
+from llamafactory.data.kinds import kind_of
+from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
+from llamafactory.logs import notice
+from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
+from llamafactory.training import dropout
+from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
@@ -29,7 +42,9 @@ from llamafactory.training.isolation import check_isolation
 from llamafactory.training.preflight import check_training
 from llamafactory.training.reference import build_reference
 from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
-from llamafactory.training.scoring import MAX_LOGITS, TokenScorer
+from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
+from llamafactory.training.sharing import choose_sharing
+from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
@@ -44,9 +59,11 @@ def build_trainer(
     objective: Objective,
     args: TrainingArguments | None = None,
     save_weights: Callable[[Path], None] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
+    reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
     args: from `preflight.check_training`, when it has been called already.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
@@ -60,15 +77,27 @@ def build_trainer(
     layout = choose_layout(config, model)
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
+    if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
+        notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
+    collate = _collator(config, model, tokenizer, layout)
+    free = reference is None and isinstance(model, PeftModel)
+    stored = stores_reference(config, datasets, args, free=free)
+    if stored:
+        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
+        evaluation = _evaluation_sets(config, datasets)
+        reference = None
+    scorer = _scorer(objective, model, args, reference, stored=stored)
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=_collator(config, tokenizer, layout),
+        data_collator=collate,
         train_dataset=datasets.train,
         eval_dataset=evaluation,
         callbacks=_callbacks(config),
         objective=objective,
-        scorer=_scorer(objective, model, args),
+        scorer=scorer,
+        preparation=build_batch_terms(config, scorer),
         order=training_order(config, args, datasets.train, layout),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),
@@ -102,20 +131,34 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     return ShuffledSampler(len(dataset), seed)
 
 
-def _scorer(objective: Objective, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> TokenScorer:
-    reference = build_reference(model) if objective.needs_reference else None
+def _scorer(
+    objective: Objective,
+    model: PreTrainedModel | PeftModel,
+    args: TrainingArguments,
+    separate: PreTrainedModel | None,
+    *,
+    stored: bool,
+) -> Scorer:
+    if objective.head == "value":
+        return SequenceScorer()
+    reference = build_reference(model, separate, args) if objective.needs_reference and not stored else None
     # Sharding libraries gather weights inside the model's own forward alone, so chunks cannot call the head again.
     sharded = bool(args.fsdp or args.deepspeed)
     return TokenScorer(objective, reference, max_logits=sys.maxsize if sharded else MAX_LOGITS)
 
 
-def _collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Collator:
-    return Collator(
+def _collator(
+    config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> DataCollator:
+    rows = Collator(
         pad_token_id=tokenizer.pad_token_id or 0,
         layout=layout,
         pad_to_multiple_of=8,
         ignore_pad_token_for_loss=config.data.ignore_pad_token_for_loss,
     )
+    kind = kind_of(config.finetuning.stage)
+    shares = kind == "preference" and layout == "padded"
+    return collator_for(kind, rows, choose_sharing(model, config.data.cutoff_len) if shares else None)
 
 
 def _evaluation_sets(config: RunConfig, datasets: Datasets) -> Any:
@@ -145,7 +188,10 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
 
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with detached(model) as head:
+            model.save_pretrained(folder)
+        if head is not None:
+            save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)
 
     return save

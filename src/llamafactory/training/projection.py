@@ -18,6 +18,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from llamafactory.errors import ModelError
+from llamafactory.models.value_head import required_value_head
 
 PROBE_TOKENS = 8
 """Tokens whose logits the model itself computes when the others come in chunks, to see what it does after its head."""
@@ -35,7 +36,7 @@ class Projection:
     """What one forward left.
 
     hidden: [N, H] before the head. whole: the logits [N, V], or None when they come in chunks. aux_loss: the router
-    loss of a mixture-of-experts model times its coefficient, or None.
+    loss of a mixture-of-experts model times its coefficient, or None. values: [N] of the value head, or None.
     """
 
     hidden: Tensor
@@ -45,6 +46,7 @@ class Projection:
     finish: Finish
     autocast: Context
     switch: Context
+    values: Tensor | None = None
 
     @property
     def head_learns(self) -> bool:
@@ -58,11 +60,18 @@ class Projection:
 
 
 def project(
-    model: nn.Module, inputs: Mapping[str, Tensor], index: Tensor, *, max_tokens: int, switch: Context = nullcontext
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    index: Tensor,
+    *,
+    max_tokens: int,
+    switch: Context = nullcontext,
+    values: bool = False,
 ) -> Projection:
     """Run the model; `index` [N] names the kept ones of the flattened positions.
 
-    max_tokens: more kept positions than this come in chunks. switch: context in which the head must be called.
+    max_tokens: more kept positions than this come in chunks. switch: context in which the head must be called. values:
+    also run the value head on the kept positions, inside the same forward.
     Raises ModelError for a model that cannot be used so, UnknownLogitsError when chunks cannot be computed.
     """
     core = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -71,7 +80,7 @@ def project(
         raise ModelError(f"{type(core).__name__} has no output embedding, so it cannot be trained as a language model")
     in_chunks = index.numel() > max_tokens
     shown = min(PROBE_TOKENS, index.numel()) if in_chunks else index.numel()
-    hooked = _Hooked(head, index, shown)
+    hooked = _Hooked(head, index, shown, required_value_head(core) if values else None)
     with hooked.attached():
         output = model(**inputs, use_cache=False, return_dict=True)
     if hooked.hidden is None or hooked.raw is None or output.logits.shape[1] != shown:
@@ -81,7 +90,8 @@ def project(
         )
     finish = _find_finish(hooked.raw, output.logits, core.config.get_text_config()) if in_chunks else _identity
     whole = None if in_chunks else output.logits[0]
-    return Projection(hooked.hidden, whole, _aux_loss(core, output), head, finish, hooked.autocast, switch)
+    aux = aux_loss(core, output)
+    return Projection(hooked.hidden, whole, aux, head, finish, hooked.autocast, switch, hooked.values)
 
 
 @dataclass
@@ -91,6 +101,8 @@ class _Hooked:
     head: nn.Module
     index: Tensor
     shown: int
+    value_head: nn.Module | None = None
+    values: Tensor | None = None
     hidden: Tensor | None = None
     raw: Tensor | None = None
     autocast: Context = nullcontext
@@ -98,6 +110,8 @@ class _Hooked:
     def narrow(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states = args[0]
         self.hidden = states.reshape(-1, states.shape[-1]).index_select(0, self.index)
+        if self.value_head is not None:
+            self.values = self.value_head(self.hidden)
         device = states.device.type
         if torch.is_autocast_enabled(device):
             self.autocast = partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device))
@@ -137,7 +151,8 @@ def _find_finish(raw: Tensor, final: Tensor, config: Any) -> Finish:
     raise UnknownLogitsError
 
 
-def _aux_loss(core: Any, output: Any) -> Tensor | None:
+def aux_loss(core: Any, output: Any) -> Tensor | None:
+    """The router loss of a mixture-of-experts model times its coefficient, or None."""
     loss = getattr(output, "aux_loss", None)
     if loss is None:
         return None

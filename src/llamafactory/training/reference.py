@@ -6,14 +6,19 @@ Knows no objective.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import TrainingArguments
+
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class ReferencePolicy(Protocol):
@@ -48,24 +53,55 @@ class AdapterOff:
 
 
 class FrozenCopy:
-    """A model of its own, moved to evaluation mode and frozen in place."""
+    """A model of its own, moved to evaluation mode and frozen in place. autocast: the precision it computes in."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, autocast: Autocast = nullcontext) -> None:
         self._model = model.eval().requires_grad_(False)
+        self._autocast = autocast
 
     @contextmanager
     def active(self, part: nn.Module | None = None) -> Iterator[nn.Module]:
-        yield self._model
+        with self._autocast():
+            yield self._model
 
 
-def build_reference(model: nn.Module, separate: nn.Module | None = None) -> ReferencePolicy:
+class BeforeTraining:
+    """The trained model itself, as long as nothing has been trained: for what is computed beforehand."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @contextmanager
+    def active(self, part: nn.Module | None = None) -> Iterator[nn.Module]:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield self._model
+        finally:
+            self._model.train(was_training)
+
+
+def build_reference(
+    model: nn.Module, separate: nn.Module | None = None, args: TrainingArguments | None = None, *, lasting: bool = True
+) -> ReferencePolicy:
     """The reference for training `model` from its present weights.
 
     separate: a model loaded for this purpose; without one, the adapters are switched off where there are any, and the
-    model is copied where there are none.
+    model is copied where there are none. args: device and precision of the run, for a model of its own. lasting: False
+    for a reference that is only asked before the training, which needs no copy.
     """
-    if separate is not None:
-        return FrozenCopy(separate)
-    if isinstance(model, PeftModel):
+    if separate is None and isinstance(model, PeftModel):
         return AdapterOff(model)
-    return FrozenCopy(copy.deepcopy(model))
+    if separate is None and not lasting:
+        return BeforeTraining(model)
+    other = copy.deepcopy(model) if separate is None else separate
+    if args is None:
+        return FrozenCopy(other)
+    return FrozenCopy(other.to(args.device), autocast_of(args))
+
+
+def autocast_of(args: TrainingArguments) -> Autocast:
+    """The context in which a model outside the trainer computes as the trained one does."""
+    if not (args.bf16 or args.fp16):
+        return nullcontext
+    return partial(torch.autocast, args.device.type, dtype=torch.bfloat16 if args.bf16 else torch.float16)

@@ -18,6 +18,7 @@ from llamafactory.errors import CheckpointError
 from llamafactory.logs import get_logger
 from llamafactory.training import checkpointing
 from llamafactory.training.checkpointing import Facts
+from llamafactory.training.preparation import Remembering
 from llamafactory.training.state_files import (
     load_optimizer_state,
     load_plain,
@@ -199,6 +200,8 @@ def save_rank_state(trainer: Trainer, folder: Path) -> None:
         "last_logged": trainer._globalstep_last_logged,
         "metrics": trainer.train_sums.state(),
     }
+    if isinstance(trainer.preparation, Remembering):
+        state["preparation"] = trainer.preparation.state()
     folder.mkdir(parents=True, exist_ok=True)
     save_state(folder / checkpointing.rank_file(trainer.args.process_index), state)
 
@@ -217,6 +220,8 @@ def load_rank_state(trainer: Trainer, folder: Path) -> None:
     trainer._globalstep_last_logged = cast("int", state["last_logged"])
     metrics = cast("dict[str, torch.Tensor]", state["metrics"])
     trainer.train_sums.restore({name: pair.to(device) for name, pair in metrics.items()})
+    if isinstance(trainer.preparation, Remembering):
+        trainer.preparation.restore(cast("Mapping[str, torch.Tensor]", state["preparation"]))
 
 
 def load_weights_into(trainer: Trainer, folder: Path) -> None:

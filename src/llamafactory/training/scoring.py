@@ -18,18 +18,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llamafactory.logs import notice
+from llamafactory.models.value_head import last_positions, sequence_values
 from llamafactory.objectives import Batch, Objective, Scores, supervised
-from llamafactory.training.projection import Projection, UnknownLogitsError, project
+from llamafactory.training.projection import Projection, UnknownLogitsError, aux_loss, project
 from llamafactory.training.reference import ReferencePolicy
 
 MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in fp32. A batch with more is scored in chunks: of this size where the output embedding
 learns and chunks must be computed twice, of half of it where they cost nothing extra."""
 
-NOT_MODEL_INPUTS = frozenset({"labels", "weights", "reference_logps", "length", "source"})
+NOT_MODEL_INPUTS = frozenset({
+    "labels", "weights", "reference_logps", "length", "source", "counted", "desirable", "desirable_share", "kl",
+    "delta", "kept_index", "kept_targets", "kept_rows", "last_index",
+})  # fmt: skip
 """Columns of a batch that are for objectives or reports, not for the model."""
 
 Part = tuple[Tensor, Tensor | None, dict[str, Tensor]]
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """The columns of a batch that the model reads."""
+    return {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
 
 
 class Scorer(Protocol):
@@ -49,7 +58,10 @@ class Kept:
 
 
 def kept_positions(batch: Batch) -> Kept:
-    """Where a batch is supervised, in both layouts: padded rows, and rows of packed segments with position ids."""
+    """Where a batch is supervised: as it names itself (kept_*), or by its labels, in padded rows and in packed ones."""
+    if "kept_index" in batch:
+        targets = batch["kept_targets"]
+        return Kept(batch["kept_index"], targets, batch["kept_rows"], torch.ones_like(targets, dtype=torch.float))
     labels = batch["labels"]
     row, column = supervised(batch).nonzero(as_tuple=True)
     targets = labels[row, column + 1]
@@ -114,8 +126,10 @@ class TokenScorer:
     def __call__(self, model: nn.Module, batch: Batch) -> Scores:
         """Run the model on a batch; gradients flow to `logps`, `stats` and `aux_loss`. Raises ModelError."""
         kept = kept_positions(batch)
-        reference = self._reference(batch, kept) if self.objective.needs_reference else None
-        policy = self._project(model, batch, kept, nullcontext)
+        stored = batch.get("reference_logps")
+        asks = self.objective.needs_reference and stored is None
+        reference = self._reference(batch, kept) if asks else None
+        policy = self._project(model, batch, kept, nullcontext, values=self.objective.head == "both")
         logps, reference_logps, stats = zip(*self._parts(model, policy, reference, kept.targets), strict=True)
         return Scores(
             logps=torch.cat(logps),
@@ -123,8 +137,9 @@ class TokenScorer:
             rows=kept.rows,
             weights=kept.weights,
             stats={name: torch.cat([part[name] for part in stats]) for name in stats[0]},
-            reference_logps=None if reference is None else torch.cat(reference_logps),
+            reference_logps=stored if reference is None else torch.cat(reference_logps),
             aux_loss=policy.aux_loss,
+            values=policy.values,
         )
 
     def _parts(self, model: nn.Module, policy: Projection, reference: Projection | None, targets: Tensor) -> list[Part]:
@@ -177,16 +192,21 @@ class TokenScorer:
             return self._project(model, batch, kept, partial(self.reference.active, head))
 
     def _project(
-        self, model: nn.Module, batch: Batch, kept: Kept, switch: Callable[[], AbstractContextManager[object]]
+        self,
+        model: nn.Module,
+        batch: Batch,
+        kept: Kept,
+        switch: Callable[[], AbstractContextManager[object]],
+        *,
+        values: bool = False,
     ) -> Projection:
-        inputs = {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
-        max_tokens = self._chunk_size(model) if self._chunkable else kept.index.numel()
+        run = partial(project, model, model_inputs(batch), kept.index, switch=switch, values=values)
         try:
-            return project(model, inputs, kept.index, max_tokens=max_tokens, switch=switch)
+            return run(max_tokens=self._chunk_size(model) if self._chunkable else kept.index.numel())
         except UnknownLogitsError:
             notice(f"{type(model).__name__} changes its logits in a way of its own: batches are scored in one piece")
             self._chunkable = False
-            return project(model, inputs, kept.index, max_tokens=kept.index.numel(), switch=switch)
+            return run(max_tokens=kept.index.numel())
 
     def _chunk_size(self, model: nn.Module) -> int:
         core = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -194,6 +214,19 @@ class TokenScorer:
         learns = head is not None and any(parameter.requires_grad for parameter in head.parameters())
         max_logits = self.max_logits if learns else self.max_logits // 2
         return max(1, max_logits // core.config.get_text_config().vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceScorer:
+    """Scores whole sequences by the value head at their last token; no logits are computed."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Scores:
+        """Run the model on a batch; gradients flow to `values` and `aux_loss`. Raises ModelError."""
+        core = extract_model_from_parallel(model, keep_torch_compile=False)
+        index = batch["last_index"] if "last_index" in batch else last_positions(batch)
+        values, output = sequence_values(model, model_inputs(batch), index, core)
+        none, no_ids = values.new_empty(0), torch.empty(0, dtype=torch.long, device=values.device)
+        return Scores(none, no_ids, no_ids, none, aux_loss=aux_loss(core, output), values=values)
 
 
 @torch.no_grad()

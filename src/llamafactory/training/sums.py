@@ -45,6 +45,14 @@ class MetricSums:
         self._pairs = dict(pairs)
 
 
+def means(pairs: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of every metric that counted anything; `rewards/margins` is the difference of the two mean rewards."""
+    values = {name: mean(pair) for name, pair in pairs.items() if name == "loss" or pair[1].item()}
+    if {"rewards/chosen", "rewards/rejected"} <= values.keys():
+        values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+    return values
+
+
 def mean(pair: Tensor) -> float:
     """sum / count; NaN for a count of zero."""
     total, count = pair.tolist()

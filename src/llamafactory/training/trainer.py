@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -22,26 +22,17 @@ from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput
 
 from llamafactory.logs import get_logger
-from llamafactory.objectives import Batch, Objective
+from llamafactory.models.value_head import save_value_head, split_state
+from llamafactory.objectives import Objective
 from llamafactory.training import checkpointing, run_state
 from llamafactory.training.guard import NonFiniteGuard
+from llamafactory.training.preparation import Preparation
 from llamafactory.training.samplers import EpochSampler, EvenSampler, FixedSampler, MaskedTail, longest_first
 from llamafactory.training.schedules import scheduler_arguments
 from llamafactory.training.scoring import Scorer
-from llamafactory.training.sums import MetricSums, mean
+from llamafactory.training.sums import MetricSums, means
 
 logger = get_logger(__name__)
-
-
-class Preparation(Protocol):
-    """Completes the batches of one update before its first forward pass, in every process at the same time.
-
-    For what must be known of the whole update or of the policy before it changes: answers sampled by the policy, terms
-    averaged over all batches. training: False for a single batch of an evaluation. Returns as many batches as it got,
-    on the same device; gradients are off.
-    """
-
-    def __call__(self, model: nn.Module, batches: list[Batch], *, training: bool) -> list[Batch]: ...
 
 
 class Trainer(transformers.Trainer):
@@ -73,7 +64,7 @@ class Trainer(transformers.Trainer):
         super().__init__(**options)
         self.objective, self.scorer, self.guard = objective, scorer, guard
         self._order, self._optimizer_factory, self._save_weights = order, optimizer_factory, save_weights
-        self._preparation = preparation
+        self.preparation = preparation
         self.train_sums, self._eval_sums, self._all_eval_sums = MetricSums(), MetricSums(), MetricSums()
         self._step_loss: Tensor | None = None
         self._num_empty_updates = torch.zeros((), dtype=torch.long, device=self.args.device)
@@ -89,9 +80,9 @@ class Trainer(transformers.Trainer):
 
     @torch.no_grad()
     def _prepare_batches(self, batches: list[Any], *, training: bool) -> list[Any]:
-        if self._preparation is None or not batches:
+        if self.preparation is None or not batches:
             return batches
-        return self._preparation(self.model, batches, training=training)
+        return self.preparation(self.model, batches, training=training)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         counts = [self.objective.count(batch).to(device) for batch in batch_samples]
@@ -168,7 +159,7 @@ class Trainer(transformers.Trainer):
         counting, mask = self.args.include_num_input_tokens_seen, inputs.get("attention_mask")
         if counting != "no":
             real = counting == "non_padding" and mask is not None
-            count = mask.sum() if real else torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
+            count = real_tokens(mask) if real else torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, reduction="sum").item())
 
     # Optimizer and schedule
@@ -190,7 +181,7 @@ class Trainer(transformers.Trainer):
         """Report values; a training line also carries the metrics since the last one."""
         if "loss" in logs:
             metrics = self.train_sums.take(self.accelerator)
-            logs |= {name: mean(pair) for name, pair in metrics.items() if name != "nll"}
+            logs |= {name: value for name, value in means(metrics).items() if name != "nll"}
             if self._num_empty_updates.item():
                 logs["updates_without_targets"] = self._num_empty_updates.item()
                 self._num_empty_updates.zero_()
@@ -310,7 +301,9 @@ class Trainer(transformers.Trainer):
             self._save_weights(folder)
         else:  # gathered from the shards of several processes
             core = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            core.save_pretrained(folder, state_dict=state_dict)
+            rest, head = split_state(state_dict)
+            core.save_pretrained(folder, state_dict=rest)
+            save_value_head(head, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.checkpoint_facts().native:
@@ -353,6 +346,14 @@ class Trainer(transformers.Trainer):
             super()._load_best_model()
 
 
+def real_tokens(mask: Tensor) -> Tensor:
+    """Tokens that are not padding by an attention mask [B, T], or [B, 1, T, T] where some position must see them."""
+    if mask.dim() == 2:
+        return mask.sum()
+    sees = mask if mask.dtype == torch.bool else mask == 0
+    return sees.any(dim=-2).sum()
+
+
 def _eval_order(dataset: Any) -> EpochSampler | None:
     """Longest examples first where lengths are known, else the order of the set; None for streams."""
     if isinstance(dataset, MaskedTail):
@@ -366,7 +367,7 @@ def _eval_order(dataset: Any) -> EpochSampler | None:
 
 def _eval_metrics(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:
     """Means of the sums, with `perplexity` = exp(mean `nll`), infinite on overflow."""
-    values = {name: mean(pair) for name, pair in sums.items()}
+    values = means(sums)
     if "nll" in values:
         nll = values.pop("nll")
         values["perplexity"] = math.exp(nll) if nll < 700 else nll if math.isnan(nll) else math.inf

@@ -5,6 +5,7 @@ Knows PEFT and transformers file names; knows no trainer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamafactory.errors import CheckpointError
+from llamafactory.models.value_head import VALUE_HEAD_FILE, detached, head_state, restore_value_head
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -24,13 +26,10 @@ def verify_weights(model: nn.Module, folder: Path) -> None:
 
     Adapters are compared by name and shape, whole models by their number of values: some are saved under other names.
     """
-    saved = saved_shapes(folder)
-    if isinstance(model, PeftModel):
-        wanted = get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
-        lost = [name for name, value in wanted.items() if saved.get(name) != tuple(value.shape)]
-    else:
-        live, stored = _num_values(model), sum(torch.Size(shape).numel() for shape in saved.values())
-        lost = [] if live == stored else [f"{live - stored} of {live} values"]
+    with detached(model) as head:
+        lost = _lost(model, saved_shapes(folder))
+    if head is not None:
+        lost += _missing(head_state(head), _shapes(folder / VALUE_HEAD_FILE))
     if lost:
         raise CheckpointError(
             f"{folder.name}: the saved weights are incomplete ({', '.join(lost[:3])} missing or of another shape); "
@@ -38,13 +37,31 @@ def verify_weights(model: nn.Module, folder: Path) -> None:
         )
 
 
+def _lost(model: nn.Module, saved: Mapping[str, tuple[int, ...]]) -> list[str]:
+    if isinstance(model, PeftModel):
+        wanted = get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
+        return _missing(wanted, saved)
+    live, stored = _num_values(model), sum(torch.Size(shape).numel() for shape in saved.values())
+    return [] if live == stored else [f"{live - stored} of {live} values"]
+
+
+def _missing(wanted: Mapping[str, Tensor], saved: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [name for name, value in wanted.items() if saved.get(name) != tuple(value.shape)]
+
+
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the weight files of a folder; reads headers only."""
+    """Name -> shape of every tensor in the weight files of a folder, without a value head; reads headers only."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes |= _shapes(path)
     return shapes
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -55,6 +72,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     state: dict[str, Tensor] = {}
     for path in files:
         state |= load_file(path)
+    with detached(model) as head:
+        _load(model, state, folder)
+        if head is not None:
+            restore_value_head(head, folder)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     if isinstance(model, PeftModel):
         _load_adapter(model, state, folder)
     elif _fits(model, state):

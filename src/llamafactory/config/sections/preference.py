@@ -15,7 +15,7 @@ class PreferenceConfig(Section):
     pref_beta: PositiveReal = option(0.1, "Strength beta of DPO, KTO, ORPO and SimPO.")
     pref_ftx: NonNegativeReal = option(0.0, "Weight of the supervised loss on the chosen answer.")
     pref_bco_weight: NonNegativeReal = option(0.0, "Weight of the BCO loss mixed in.")
-    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = option(
+    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo", "robust", "bco_pair"] = option(
         "sigmoid", "Loss of stage dpo; orpo and simpo use no reference model."
     )
     dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = option(
@@ -28,3 +28,8 @@ class PreferenceConfig(Section):
     ref_model: str | None = option(None, "Reference model; left out, the model before training.")
     ref_model_adapters: CommaList = option((), "Adapters of the reference model, separated by commas.")
     ref_model_quantization_bit: Literal[4, 8] | None = option(None, "Quantization of the reference model.", unit="bits")
+    precompute_ref_logps: bool | None = option(
+        None,
+        "Compute the reference's log-probabilities once and keep them on disk; left out, where that saves work: with "
+        "several epochs, or where a second model would be held.",
+    )
