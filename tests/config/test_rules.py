@@ -93,7 +93,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "stage": "pt", "use_dft_loss": True}, "use_dft_loss: true with stage: pt: this loss only exists in"),
     (
         {**TRAIN, "stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
-        "dpo_label_smoothing: 0.1 with pref_loss: ipo: only the sigmoid loss is smoothed",
+        "dpo_label_smoothing: 0.1 with pref_loss: ipo: only the losses sigmoid and robust are smoothed",
     ),
     (
         {**TRAIN, "stage": "orpo", "pref_bco_weight": 1},

@@ -72,17 +72,37 @@ def examples(lengths: Sequence[int], seed: int = 1, vocab: int = VOCAB) -> list[
     return found
 
 
+def pair_examples(shapes: Sequence[tuple[int, int, int]], seed: int = 1, vocab: int = VOCAB) -> list[dict[str, object]]:
+    """Pairs of (prompt, chosen answer, rejected answer) tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    found: list[dict[str, object]] = []
+    for shape in shapes:
+        prompt, *answers = (torch.randint(3, vocab, (length,), generator=generator).tolist() for length in shape)
+        row: dict[str, object] = {"length": shape[0] + max(shape[1:])}
+        for side, answer in zip(("chosen", "rejected"), answers, strict=True):
+            row[f"{side}_input_ids"] = prompt + answer
+            row[f"{side}_labels"] = [-100] * len(prompt) + answer
+        found.append(row)
+    return found
+
+
 def pairs(lengths: Sequence[int]) -> list[dict[str, object]]:
-    """Preference rows: a prompt of a third of the length, two answers of which the second is a third shorter."""
-    rows = []
-    for chosen, other in zip(examples(lengths), examples(lengths, seed=2), strict=True):
-        prompt = max(1, len(chosen["input_ids"]) // 3)
-        answer = other["input_ids"][prompt : prompt + max(1, len(other["input_ids"]) // 3)]
-        row: dict[str, object] = {f"chosen_{name}": chosen[name] for name in ("input_ids", "labels")}
-        row["rejected_input_ids"] = chosen["input_ids"][:prompt] + answer
-        row["rejected_labels"] = [-100] * prompt + answer
-        rows.append({**row, "length": len(chosen["input_ids"])})
-    return rows
+    """Pairs of this many tokens with the chosen answer: a third is the prompt, the rejected answer has as many."""
+    thirds = [max(1, length // 3) for length in lengths]
+    return pair_examples([(third, length - third, third) for third, length in zip(thirds, lengths, strict=True)])
+
+
+def feedback_examples(shapes: Sequence[tuple[int, int]], seed: int = 1, vocab: int = VOCAB) -> list[dict[str, object]]:
+    """Answers of (prompt, answer) tokens, good and bad in turn, each prompt also with the answer before its own."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [[torch.randint(3, vocab, (length,), generator=generator).tolist() for length in shape] for shape in shapes]
+    found: list[dict[str, object]] = []
+    for index, (prompt, answer) in enumerate(drawn):
+        row: dict[str, object] = {"length": len(prompt) + len(answer), "desirable": index % 2 == 0}
+        for prefix, tokens in (("", answer), ("kl_", drawn[index - 1][1])):
+            row |= {f"{prefix}input_ids": prompt + tokens, f"{prefix}labels": [-100] * len(prompt) + tokens}
+        found.append(row)
+    return found
 
 
 def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:

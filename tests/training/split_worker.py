@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from tests.training.models import examples, pairs, tiny_model, with_lora
+from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import UNEVEN, make_trainer, run_config, write_log
 
 from llamafactory.launch.worker import leave
-from llamafactory.models.value_head import attach_value_head, freeze_for_ranking
-from llamafactory.objectives import Objective
-from llamafactory.objectives.rm import Ranking
 from llamafactory.training.predictions import predict_pairs
+from llamafactory.training.trainer import Trainer
 
 
 def stream() -> Iterator[dict[str, list[int]]]:
@@ -33,21 +31,29 @@ def main(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = tiny_model()
     model = with_lora(model, lora_dropout=0.1) if lora else model
-    rows: Any = examples(UNEVEN[:num_examples])
-    evals: Any = examples(UNEVEN[:7])
-    objective: Objective | None = None
+    if options.pop("preference", False):
+        from tests.training.test_preference import preference_trainer
+
+        train_and_write(preference_trainer(folder, **options), folder, resume=False)
+        return
     if options.get("stage") == "rm":
-        rows, evals, objective = pairs(UNEVEN[:num_examples]), pairs(UNEVEN[:7]), Ranking()
-        attach_value_head(model, trainable=True)
-        freeze_for_ranking(model)
+        from tests.training.test_reward_runs import reward_trainer
+
+        trainer = reward_trainer(folder, **options)
+        train_and_write(trainer, folder, resume=False)
+        predict_pairs(trainer, [trainer.eval_dataset])
+        return
+    rows: Any = examples(UNEVEN[:num_examples])
     if options.pop("streaming", False):
         rows = IterableDataset.from_generator(stream)
-    config = run_config(folder, **options)
-    trainer = make_trainer(config, model, train=rows, evals={"validation": evals}, objective=objective)
+    trainer = make_trainer(run_config(folder, **options), model, train=rows, evals={"validation": examples(UNEVEN[:7])})
+    train_and_write(trainer, folder, resume=resume)
+
+
+def train_and_write(trainer: Trainer, folder: Path, *, resume: bool) -> None:
+    """Train and evaluate; the first process stores what was logged and measured."""
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    if objective is not None:
-        predict_pairs(trainer, [trainer.eval_dataset])
     write_log(trainer, folder / "log.json")
     if trainer.is_world_process_zero():
         (folder / "eval.json").write_text(json.dumps(metrics), encoding="utf-8")

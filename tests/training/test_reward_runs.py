@@ -35,7 +35,7 @@ def reward_model(*, lora: bool = False) -> nn.Module:
 
 def reward_trainer(folder: Path, model: nn.Module | None = None, **options: object) -> Trainer:
     return make_trainer(
-        run_config(folder, **BASE, **options),
+        run_config(folder, **{**BASE, **options}),
         reward_model() if model is None else model,
         train=pairs(UNEVEN),
         evals={"validation": pairs(UNEVEN[:7])},
@@ -70,6 +70,7 @@ def test_accumulation_changes_nothing(
     assert trainer.evaluate()["eval_accuracy"] == whole.evaluate()["eval_accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_updates_and_predictions(tmp_path: Path, whole: Trainer) -> None:
     log = run_group(tmp_path / "group", 2, **BASE, **split(2, 2))
     assert close(log, logged(whole))

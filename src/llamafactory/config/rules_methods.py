@@ -25,9 +25,11 @@ def preference_losses(config: RunConfig) -> Iterator[Violation]:
     preference = config.preference
     if config.command not in TRAIN:
         return
-    if preference.dpo_label_smoothing and preference.pref_loss != "sigmoid":
+    if preference.dpo_label_smoothing and preference.pref_loss not in {"sigmoid", "robust"}:
         yield Violation(
-            ("dpo_label_smoothing", "pref_loss"), "only the sigmoid loss is smoothed", "remove dpo_label_smoothing"
+            ("dpo_label_smoothing", "pref_loss"),
+            "only the losses sigmoid and robust are smoothed",
+            "remove dpo_label_smoothing",
         )
     if config.finetuning.stage == "dpo" and preference.pref_bco_weight and not config.uses_reference:
         yield Violation(

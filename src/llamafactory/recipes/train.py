@@ -33,7 +33,7 @@ from llamafactory.training.trainer import Trainer
 
 logger = get_logger(__name__)
 
-PLOTTED = ("eval_loss", "eval_accuracy")
+PLOTTED = ("eval_loss", "eval_accuracy", "rewards/accuracies", "rewards/margins", "kl")
 
 
 def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     DataCollator,
@@ -28,11 +29,12 @@ from llamafactory.data.kinds import kind_of
 from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
 from llamafactory.errors import ConfigError
-from llamafactory.logs import notice
+from llamafactory.logs import get_logger, notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
 from llamafactory.training import dropout
+from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
@@ -48,6 +50,7 @@ from llamafactory.training.stored_reference import build_store, stores_reference
 from llamafactory.training.trainer import Trainer
 
 Layout = Literal["padded", "flat"]
+logger = get_logger(__name__)
 
 
 def build_trainer(
@@ -63,8 +66,8 @@ def build_trainer(
 ) -> Trainer:
     """Build the trainer; nothing is trained yet.
 
-    reference: a model to compare with; left out, an objective that needs one compares with `model` as it is now.
-    args: from `preflight.check_training`, when it has been called already.
+    args: from `preflight.check_training`, when it has been called already. reference: a model to compare with; left
+    out, an objective that needs one compares with `model` as it is now.
     save_weights: writes a complete artefact of the live model into a folder, used for checkpoints and at the end; left
     out, weights and tokenizer are saved as transformers and PEFT do. Raises ConfigError, MissingPackageError.
     """
@@ -78,7 +81,10 @@ def build_trainer(
     if config.packs or layout == "flat":
         check_isolation(model, flat=layout == "flat")
     if config.finetuning.stage in dropout.STAGES and dropout.switch_off_dropout(model) and config.lora.lora_dropout:
-        notice(f"{config.place('lora_dropout')}: no effect in stage {config.finetuning.stage}, which compares policies")
+        notice(
+            f"{config.place('lora_dropout')}: lora_dropout: {config.lora.lora_dropout:g} has no effect in stage "
+            f"{config.finetuning.stage}, which compares answers without random masks"
+        )
     collate = _collator(config, model, tokenizer, layout)
     free = reference is None and isinstance(model, PeftModel)
     stored = stores_reference(config, datasets, args, free=free)
@@ -104,6 +110,9 @@ def build_trainer(
         save_weights=save_weights or _plain_saver(model, tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
+        weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)
+        logger.info(balance_line(datasets.train["desirable"], *weights))
     return trainer
 
 

@@ -220,7 +220,13 @@ def load_rank_state(trainer: Trainer, folder: Path) -> None:
     trainer._globalstep_last_logged = cast("int", state["last_logged"])
     metrics = cast("dict[str, torch.Tensor]", state["metrics"])
     trainer.train_sums.restore({name: pair.to(device) for name, pair in metrics.items()})
-    if isinstance(trainer.preparation, Remembering):
+
+
+def load_preparation(trainer: Trainer, folder: Path) -> None:
+    """Take up what a preparation remembers; before the rank state, which the library loads after the first batches."""
+    path = folder / checkpointing.rank_file(trainer.args.process_index)
+    if isinstance(trainer.preparation, Remembering) and path.is_file():
+        state = cast("dict[str, object]", load_state(path))
         trainer.preparation.restore(cast("Mapping[str, torch.Tensor]", state["preparation"]))
 
 

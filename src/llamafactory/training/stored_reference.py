@@ -84,7 +84,8 @@ def _num_epochs(num_examples: int, args: TrainingArguments) -> float:
 class ReferenceStore:
     """Computes and keeps log-probabilities of one reference.
 
-    weights: digest of its weights. collate: rows -> batch. precision: context of the forward. batch_size: rows scored at once. shared: all machines see
+    weights: digest of its weights. collate: rows -> batch. precision: context of the forward. batch_size: rows scored
+    at once. shared: all machines see
     one cache. overwrite: compute again.
     """
 

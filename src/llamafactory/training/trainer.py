@@ -314,6 +314,7 @@ class Trainer(transformers.Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not checkpointing.read_facts(Path(checkpoint)).resumable:
             return
+        run_state.load_preparation(self, Path(checkpoint))
         if self.checkpoint_facts().native:
             run_state.load_optimizer(self, Path(checkpoint))
         else:

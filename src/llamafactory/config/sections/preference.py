@@ -19,7 +19,7 @@ class PreferenceConfig(Section):
         "sigmoid", "Loss of stage dpo; orpo and simpo use no reference model."
     )
     dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = option(
-        0.0, "Assumed share of swapped labels; only with pref_loss sigmoid.", unit="share"
+        0.0, "Assumed share of swapped labels; only with pref_loss sigmoid or robust.", unit="share"
     )
     kto_chosen_weight: NonNegativeReal = option(1.0, "Weight of desirable examples in KTO.")
     kto_rejected_weight: NonNegativeReal = option(1.0, "Weight of undesirable examples in KTO.")
