@@ -246,5 +246,5 @@ def test_nothing_to_train(load, model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_needs_a_base_that_is_kept(load, model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="train_from_scratch: the random base of a LoRA adapter is not saved"):
+    with pytest.raises(ConfigError, match="train_from_scratch: the random base of an adapter is not saved"):
         load(model_name_or_path=str(model_dir), train_from_scratch=True)

@@ -32,9 +32,7 @@ def test_answers_stay_the_same(model_dir: Path, tmp_path: Path, capsys: pytest.C
     }  # fmt: skip
     assert silent == chosen_layers(2 + count, count, llama_pro=True)
     text = torch.arange(40, 60)[None]
-    assert (
-        model.generate(text, max_new_tokens=4, do_sample=False).shape[1] == 24
-    )
+    assert model.generate(text, max_new_tokens=4, do_sample=False).shape[1] == 24
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _neutral(block: nn.Module) -> nn.Module:
 
 
 def _renumber(model: PreTrainedModel, blocks: list[nn.Module], origin: list[int]) -> None:
-    """Layer numbers in the blocks (they index the cache), and lists in the configuration that hold one entry a layer."""
+    """Layer numbers in the blocks (they index the cache), and lists of the configuration with one entry a layer."""
     for index, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):

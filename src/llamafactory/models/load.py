@@ -210,7 +210,8 @@ def _refuse(config: RunConfig) -> None:
     refuse_unavailable(config, config.command)
     if config.finetuning.finetuning_type not in ADAPTER_METHODS and config.model.adapter_name_or_path:
         raise ConfigError(
-            f"adapter_name_or_path: adapters need finetuning_type: {', '.join(ADAPTER_METHODS)}, got {config.finetuning.finetuning_type}; "
+            f"adapter_name_or_path: adapters need finetuning_type: {', '.join(ADAPTER_METHODS)}, "
+            f"got {config.finetuning.finetuning_type}; "
             "remove one of the two"
         )
     if config.model.train_from_scratch and config.finetuning.finetuning_type in ADAPTER_METHODS:

@@ -37,7 +37,8 @@ class SaveOptions:
 
     max_shard_gb: largest weight file. dtype: cast floating point weights of a full model; None keeps them. stop_ids:
     all ids that end an answer. chat_template: Jinja text. plain_adapter: write an
-    adapter that started from the base's values as one of twice the rank on the plain base. padding_side: written into the tokenizer's configuration.
+    adapter that started from the base's values as one of twice the rank on the plain base.
+    padding_side: written into the tokenizer's configuration.
     """
 
     max_shard_gb: float = 5.0

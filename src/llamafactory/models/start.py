@@ -1,6 +1,6 @@
 """The start of a LoRA adapter that takes its first values out of the base, and how the artefact remembers it.
 
-With first values A0, B0 the base becomes W' = residual(W, s B0 A0), and W' + s B A is trained. The folder of the adapter
+With first values A0, B0 the base becomes W' = residual(W, s B0 A0), and W' + s B A is trained. The adapter's folder
 holds A0 and B0 beside A and B, so that every load makes the same W' from the plain base, to the bit. W' + s B A is also
 W + s (B A - B0 A0): a plain LoRA adapter of twice the rank (`as_plain`). Knows no method; `adapters.starts` does.
 """

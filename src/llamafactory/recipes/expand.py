@@ -1,4 +1,4 @@
-"""The expand command: LLaMA Pro (Wu et al. 2024, arXiv:2401.02415), blocks that change nothing until they are trained."""
+"""The expand command: LLaMA Pro (arXiv:2401.02415), blocks that change nothing until they are trained."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class FinetuningConfig(Section):
     )
     finetuning_type: Literal["lora", "oft", "vera", "ia3", "loha", "lokr", "freeze", "full"] = option(
         "lora",
-        "Which weights learn: adapters (lora low-rank, oft orthogonal, vera, ia3, loha, lokr), some layers (freeze), or "
-        "all (full).",
+        "Which weights learn: adapters (lora low-rank, oft orthogonal, vera, ia3, loha, lokr), some layers (freeze), "
+        "or all (full).",
     )
     pure_bf16: bool = option(False, "Hold and train the weights in bfloat16 without mixed precision.")
     use_llama_pro: bool = option(False, "Train only the blocks added by LLaMA Pro expansion.")
