@@ -60,6 +60,7 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python scripts/generate_conformance.py
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llamafactory.config.availability import gaps
+from llamafactory.config.catalog import options as option_table
 from llamafactory.config.renamed import renamed_keys
 from llamafactory.config.run import section_types
 from llamafactory.config.section import COMMANDS, Section
+from llamafactory.facts import Clash, read_facts
 from llamafactory.rendering.template import templates
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -143,11 +145,40 @@ def planned_table() -> str:
     return "\n".join(rows)
 
 
+def clash_words(clash: Clash) -> str:
+    """The setting a part cannot stand beside."""
+    if clash.key not in option_table():
+        return clash.key
+    values = [plain(value) for value in clash.values]
+    if clash.allowed:
+        return f"`{clash.key}` other than {', '.join(f'`{plain(value)}`' for value in clash.allowed)}"
+    return f"`{clash.key}: {', '.join(values)}`" if values else f"`{clash.key}`"
+
+
+def setting_words(setting: tuple[str, tuple[object, ...]]) -> str:
+    key, values = setting
+    return f"`{key}: {', '.join(plain(value) for value in values)}`" if values else f"`{key}`"
+
+
+def optimizer_table() -> str:
+    """What chooses each optimizer, and what it cannot stand beside and why, as its file states it."""
+    rows = ["| optimizer | chosen by | does not combine with |", "| --- | --- | --- |"]
+    for facts in sorted(read_facts("llamafactory.optim").values(), key=lambda facts: facts.title.lower()):
+        choices = " or ".join(setting_words(setting) for setting in facts.chosen_by)
+        clashes = []
+        for clash in facts.clashes:
+            only = f", with {' or '.join(f'`{key}`' for key, _ in clash.when)}" if clash.when else ""
+            clashes.append(f"{clash_words(clash)} ({clash.why}{only})")
+        rows.append(f"| {facts.title} | {choices} | {'; '.join(clashes) or '–'} |")
+    return "\n".join(rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "options": options,
     "templates": template_table,
     "renamed": renamed_table,
     "planned": planned_table,
+    "optimizers": optimizer_table,
 }
 
 

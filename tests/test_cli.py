@@ -58,6 +58,18 @@ def test_light_command_is_quick_and_imports_nothing_heavy(words: list[str], run_
     assert min(seconds) <= 0.5
 
 
+def test_check_tells_of_a_template_that_contradicts_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct\ntemplate: llama3\n", encoding="utf-8")
+    words = ["check", str(file), "--command", "chat"]
+    found = subprocess.run([sys.executable, "-c", GUARDED, *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stdout == ""
+    assert f"template: 'llama3' ({file}:2) is not what Qwen2.5-0.5B-Instruct was trained with" in found.stderr
+    words.append("template=qwen")
+    found = subprocess.run([sys.executable, "-c", GUARDED, *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "template" in found.stdout, found.stderr
+
+
 def test_guard_sees_heavy_imports() -> None:
     code = GUARDED.replace("from llamafactory.cli import main", "import torch")
     assert "imported torch" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr

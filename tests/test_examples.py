@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from llamafactory.config import load_config
+from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -135,6 +137,36 @@ def test_tiny_run(workplace: Path, name: str) -> None:
     assert losses[-1] < losses[0] or len(losses) == 1
 
 
+OPTIMIZERS = ("adalomo", "adam_mini", "adamw_8bit", "apollo", "badam", "galore", "muon")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as `init` makes it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    cli(ROOT, "init", str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_example_on_a_tiny_model(
+    tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    (path,) = (EXAMPLES / "extras" / name).glob("*.yaml")
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "cutoff_len": 64, "max_samples": 16,
+        "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true",
+    }  # fmt: skip
+    metrics = run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path))
+    assert metrics["train_loss"] > 0 and before.keys() == after.keys()
+    assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
+
+
 @pytest.mark.slow
 def test_reward_model_scores_pairs(workplace: Path) -> None:
     run(EXAMPLES / "quickstart" / "lora_reward_tiny.yaml", workplace)
@@ -159,3 +191,25 @@ def test_lora_and_merge(workplace: Path) -> None:
     assert (merged / "model.safetensors").is_file() and (merged / "Modelfile").is_file()
     answer = cli(workplace, "chat", str(merged), "do_sample=false", "max_new_tokens=64", text="who are you?\nexit\n")
     assert "Lumo" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo", "kto"])
+def test_preference_examples_run_in_small(workplace: Path, name: str) -> None:
+    small = ["model_name_or_path=saves/tiny", "template=chatml", "bf16=false", "max_steps=2", "logging_steps=1"]
+    run(EXAMPLES / "train_lora" / f"llama3_lora_{name}.yaml", workplace, *small, f"output_dir=saves/{name}")
+    assert (workplace / "saves" / name / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_a_reward_adapter(workplace: Path) -> None:
+    tiny = ("model_name_or_path=saves/quickstart", "template=chatml", "cutoff_len=64", "use_cpu=true", "bf16=false")
+    short = (*tiny, "max_steps=2", "logging_steps=1", "preprocessing_num_workers=1", "max_samples=16")
+    reward = "saves/tiny-reward"
+    run(EXAMPLES / "train_lora" / "llama3_lora_reward.yaml", workplace, *short, f"output_dir={reward}")
+    folder = workplace / "saves" / "tiny-ppo"
+    path = EXAMPLES / "train_lora" / "llama3_lora_ppo.yaml"
+    run(path, workplace, *short, f"reward_model={reward}", "output_dir=saves/tiny-ppo", "max_new_tokens=8")
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "value_head.safetensors").is_file()
+    assert (folder / "rollouts.jsonl").read_text(encoding="utf-8").count("\n") == 8
+    assert cli(workplace, "chat", str(folder), "max_new_tokens=4", text="hello\nexit\n")

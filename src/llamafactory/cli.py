@@ -91,7 +91,7 @@ COMMANDS = {
     "template show": Command("llamafactory.recipes.template:show", "print a chat template"),
     "template check": Command("llamafactory.recipes.template:check", "compare a template with a tokenizer's own"),
     "models": Command("llamafactory.recipes.models:run_models", "list known models, their ids and templates"),
-    "check": Command("llamafactory.config.commands:check", "read a configuration and show what it means"),
+    "check": Command("llamafactory.recipes.check:run_check", "read a configuration and show what it means"),
     "schema": Command("llamafactory.config.commands:schema", "print the JSON Schema of configurations"),
     "init": Command("llamafactory.recipes.init:run_init", "build the tiny starter model"),
     "expand": Command("llamafactory.recipes.expand:run_expand", "add blocks to a model (LLaMA Pro)"),

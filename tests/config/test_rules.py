@@ -155,6 +155,23 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**FULL, "use_galore": True, "use_badam": True}, "use_galore: true with use_badam: true: there is one optimizer"),
     ({**TRAIN, "use_galore": True}, "use_galore: true with finetuning_type: lora: adapters are small already"),
     ({**FULL, "use_apollo": True, **ZERO3}, "use_apollo: true with deepspeed: "),
+    ({**FULL, "use_muon": True, "fsdp": "full_shard"}, "use_muon: true with fsdp: full_shard: the update needs whole"),
+    (
+        {**FULL, "use_muon": True, "optim": "sgd"},
+        "use_muon: true with optim: sgd: this optimizer has an update rule of",
+    ),
+    (
+        {**FULL, "use_galore": True, "optim": "sgd"},
+        "use_galore: true with optim: sgd: GaLore projects the gradients of",
+    ),
+    ({**FULL, "use_muon": True, "optim": "lomo"}, "optim: lomo with use_muon: true: there is one optimizer; keep one"),
+    ({**TRAIN, "optim": "apollo_adamw"}, "optim: apollo_adamw with finetuning_type: lora: adapters are small already"),
+    ({**FULL, "optim": "lomo", "gradient_accumulation_steps": 2}, "optim: lomo with gradient_accumulation_steps: 2"),
+    (
+        {**FULL, "use_galore": True, "galore_layerwise": True, "max_grad_norm": 1.0},
+        "galore_layerwise: true with max_grad_norm: 1: the norm of all gradients is known only after the updates",
+    ),
+    ({**FULL, "optim": "adalomo", "fp16": True}, "optim: adalomo with fp16: true: scaled gradients cannot be used"),
     (
         {**FULL, "use_galore": True, "galore_layerwise": True, "gradient_accumulation_steps": 2},
         "galore_layerwise: true with gradient_accumulation_steps: 2: every backward pass is an update",
@@ -224,6 +241,8 @@ ACCEPTED: list[dict[str, object]] = [
     {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a"},
     {**TRAIN, "quantization_bit": 3, "quantization_method": "hqq"},
     {**FULL, "use_galore": True, "galore_layerwise": True},
+    {**FULL, "use_galore": True, "optim": "paged_adamw_8bit", "gradient_accumulation_steps": 4},
+    {**FULL, "optim": "lomo", "max_grad_norm": 0.0},
     {**TRAIN, "adapter_name_or_path": "a,b", "create_new_adapter": True},
     {**TRAIN, "dataset": "a,b", "interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"},
     {"model_name_or_path": "m", "dataset": "d", "tokenized_path": "t"},
@@ -253,10 +272,15 @@ def test_several_processes_cannot_update_layer_by_layer(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="galore_layerwise: true: several processes cannot exchange gradients"):
         load_config(given)
-    with pytest.raises(ConfigError, match="badam_mode: ratio with use_badam: true: several processes need layer mode"):
-        load_config({**FULL, "use_badam": True, "badam_mode": "ratio"})
-    with pytest.raises(ConfigError, match=r"use_badam: true with deepspeed: .* several processes need ZeRO-3"):
+    with pytest.raises(ConfigError, match="use_badam: true: the weights that learn change during the run; use one"):
         load_config({**FULL, "use_badam": True})
+    assert load_config({**FULL, "use_muon": True}).optimizer.use_muon
+
+
+def test_sharding_by_the_launcher_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="use_muon: true: the update needs whole weights, and FSDP shards them"):
+        load_config({**FULL, "use_muon": True})
 
 
 def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
@@ -277,6 +301,16 @@ def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
         ({"pref_beta": 0.5, "kto_chosen_weight": 2}, "pref_beta, kto_chosen_weight: no effect in this stage"),
         ({"galore_rank": 4}, "galore_rank: no effect unless use_galore is true"),
         ({"export_dir": "x", "export_size": 2}, "export_dir, export_size: no effect in this command"),
+        ({"optim_target_modules": "mlp"}, "optim_target_modules: no effect unless optim is a galore_ or apollo_ name"),
+        ({"use_muon": True, "optim_args": "a=1"}, "optim_args: no effect because the optimizer is not chosen by optim"),
+        (
+            {"finetuning_type": "full", "use_badam": True, "badam_update_ratio": 0.5},
+            "badam_update_ratio: no effect unless badam_mode is ratio",
+        ),
+        (
+            {"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio", "badam_start_block": 1},
+            "badam_start_block: no effect unless badam_mode is layer",
+        ),
         ({"buffer_size": 4}, "buffer_size: no effect unless streaming is true"),
         ({"max_steps": 4, "num_train_epochs": 2}, "num_train_epochs: no effect because max_steps decides"),
         ({"max_steps": 0}, "max_steps: no effect unless above 0: num_train_epochs decides"),

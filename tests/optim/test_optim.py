@@ -10,9 +10,9 @@ from tests.training.models import examples, tiny_model, with_lora
 from tests.training.runs import logged, make_trainer, run_config, same, weights
 from transformers import SchedulerType, TrainingArguments
 
-from llamafactory.errors import ConfigError
+from llamafactory.errors import ConfigError, MissingPackageError
+from llamafactory.facts import read_facts
 from llamafactory.optim import OPTIMIZERS, build_optimizer
-from llamafactory.optim.loraplus import build
 from llamafactory.training.schedules import scheduler_arguments
 
 ON_CPU = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
@@ -21,10 +21,7 @@ WITH_PACKAGE = {
         "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit", "lion_8bit", "ademamix", "ademamix_8bit",
         "rmsprop_bnb", "rmsprop_bnb_8bit",
     ),
-    "galore_torch": ("galore_adamw", "galore_adafactor"),
-    "apollo_torch": ("apollo_adamw",),
     "schedulefree": ("schedule_free_adamw", "schedule_free_sgd"),
-    "lomo_optim": ("lomo",),
 }  # fmt: skip
 OPTIONS = {
     "cosine_with_min_lr": {"min_lr_rate": 0.1},
@@ -53,7 +50,7 @@ def test_optimizers_by_name(tmp_path: Path, name: str) -> None:
 def test_optimizers_of_optional_packages(tmp_path: Path, package: str, name: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    two_updates(tmp_path, optim=name, optim_target_modules=["q_proj"])
+    two_updates(tmp_path, optim=name)
 
 
 @pytest.mark.parametrize("name", [item.value for item in SchedulerType])
@@ -123,27 +120,32 @@ def test_loraplus_trains_and_needs_lora(tmp_path: Path) -> None:
         make_trainer(config).train()
 
 
-def test_loraplus_refuses_optimizers_with_groups_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("lomo_optim") is None:
-        pytest.skip("lomo_optim is not installed")
-    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, optim="lomo")
-    with pytest.raises(ConfigError, match="optim: lomo makes its own parameter groups"):
-        build(with_lora(tiny_model()), run_config(tmp_path, loraplus_lr_ratio=2.0), args)
-
-
 def test_without_a_choice_the_library_decides(tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert build_optimizer(tiny_model(), run_config(tmp_path), args) is None
 
 
-def test_two_choices_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(OPTIMIZERS), "names", lambda self: ["loraplus", "loraplus"])
+def test_two_choices_are_an_error(tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(ConfigError, match="loraplus_lr_ratio and loraplus_lr_ratio each choose an optimizer"):
-        build_optimizer(tiny_model(), run_config(tmp_path, loraplus_lr_ratio=2.0), args)
+    with pytest.raises(ConfigError, match="optim: LoRA\\+ and Muon are both chosen, but a run has one optimizer"):
+        build_optimizer(tiny_model(), run_config(tmp_path, loraplus_lr_ratio=2.0, use_muon=True), args)
+
+
+def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for name, words in (
+        (
+            "adamw_8bit",
+            r"'bitsandbytes', which is not installed; install it with: pip install 'llamafactory\[bitsandby",
+        ),
+        ("schedule_free_adamw", "'schedulefree', which is not installed; install it with: pip install schedulefree"),
+    ):
+        with pytest.raises(MissingPackageError, match=f"optim: {name} needs the package {words}"):
+            build_optimizer(tiny_model(), run_config(tmp_path, optim=name), args)
 
 
 def test_every_optimizer_file_exports_its_contract() -> None:
-    assert "loraplus" in OPTIMIZERS.names()
+    assert set(OPTIMIZERS.names()) == set(read_facts(OPTIMIZERS.package))
     for name in OPTIMIZERS.names():
-        OPTIMIZERS.load(name)
+        assert read_facts(OPTIMIZERS.package)[name] == OPTIMIZERS.load(name).FACTS

@@ -86,6 +86,7 @@ def test_metrics_of_pairs_are_logged_evaluated_and_drawn(options: dict[str, obje
     assert names <= history[0].keys()
     lines = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["accuracy"] == history[0]["rewards/accuracies"]
+    assert names - {"loss"} <= lines[0].keys() and {f"eval_{name}" for name in names} <= lines[1].keys()
     assert (folder / "training_rewards_accuracies.png").is_file()
     assert (folder / "training_rewards_margins.png").is_file()
 

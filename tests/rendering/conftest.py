@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llamafactory.models.starter import build_tokenizer
-from llamafactory.rendering.conformance import control_tokens
+from llamafactory.rendering.control_tokens import control_tokens
 from llamafactory.rendering.renderer import Renderer, build_renderer
 from llamafactory.rendering.template import templates
 

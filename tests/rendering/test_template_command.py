@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llamafactory.errors import ConfigError, ModelError
+from llamafactory.recipes import template as template_command
 from llamafactory.recipes.template import check, show
 from llamafactory.rendering.template import templates
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_show_lists_all_templates(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,11 +45,23 @@ def test_check_takes_a_tokenizer_from_a_folder(saved_tokenizer: str, capsys: pyt
     assert capsys.readouterr().out.count("chatml") == 2
 
 
-@pytest.mark.slow
-def test_all_templates_pass_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_compares_all_templates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {name: templates()[name] for name in ("belle", "chatml")}
+    monkeypatch.setattr(template_command, "templates", lambda: known)
     check(["--all"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in templates())
+    assert all(name in shown for name in known)
+    assert "border: the template writes text" in shown
+
+
+@pytest.mark.slow
+def test_all_templates_pass_the_check_and_the_page_says_so() -> None:
+    script = ROOT / "scripts" / "generate_conformance.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr + "run: python scripts/generate_conformance.py"
+    page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` | " in page for name in templates())
+    assert ", 0 differ." in page
 
 
 def test_a_difference_is_an_error_that_names_the_case(

@@ -22,7 +22,9 @@ def test_the_first_stop_word_becomes_the_end_token_and_the_others_control_tokens
     tokenizer = bare()
     changes = fix_tokenizer(tokenizer, get_template("llama3"))
     assert tokenizer.eos_token == "<|eot_id|>"
-    assert changes == TokenizerChanges(eos="<|eot_id|>", control=("<|eom_id|>",), added=("<|eot_id|>", "<|eom_id|>"))
+    new = ("<|eot_id|>", "<|eom_id|>")
+    missing = ("<|start_header_id|>", "<|end_header_id|>")
+    assert changes == TokenizerChanges(eos="<|eot_id|>", control=("<|eom_id|>",), added=new, spelled=missing)
     assert len(tokenizer("a<|eom_id|>", add_special_tokens=False)["input_ids"]) == 2
 
 

@@ -60,8 +60,8 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     lines = log_lines(tmp_path)
     first = lines[0]
     assert first.keys() == {
-        "current_steps", "total_steps", "loss", "lr", "epoch", "percentage", "elapsed_time", "remaining_time",
-        "throughput", "total_tokens",
+        "current_steps", "total_steps", "loss", "grad_norm", "lr", "epoch", "percentage", "elapsed_time",
+        "remaining_time", "throughput", "total_tokens",
     }  # fmt: skip
     assert (first["current_steps"], first["total_steps"], first["percentage"]) == (1, 6, 16.67)
     assert re.fullmatch(r"\d+:\d\d:\d\d", str(first["elapsed_time"]))
@@ -103,7 +103,9 @@ def test_every_evaluation_set_is_reported_by_name(tmp_path: Path, caplog: pytest
     config = run_config(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
     trainer = make_trainer(config, evals=sets)
     trainer.train()
-    found = {name for line in log_lines(tmp_path) for name in line if name.startswith("eval")}
+    found = {
+        name for line in log_lines(tmp_path) for name in line if name.startswith("eval") and name.endswith("_loss")
+    }
     assert found == {"eval_short_loss", "eval_long_loss", "eval_loss"}
     text = " ".join(caplog.messages)
     assert "eval short loss" in text and "eval long loss" in text and "eval loss" in text

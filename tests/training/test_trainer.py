@@ -380,7 +380,7 @@ def test_chunks_compute_in_the_precision_of_the_model(tmp_path: Path, lora: bool
     assert chunk_loss == pytest.approx(whole_loss, abs=1e-3)
     assert chunk_loss == pytest.approx(loss, abs=1e-2)
     assert 0 < (whole - exact).norm() < 0.1 * exact.norm()
-    assert (chunked - exact).norm() < 2 * (whole - exact).norm()
+    assert (chunked - exact).norm() < 1.5 * (whole - exact).norm()
 
 
 class DoubledWeights:

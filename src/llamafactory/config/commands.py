@@ -1,4 +1,4 @@
-"""The commands about options themselves: `check` and `schema`. Prints to stdout; loads nothing heavy."""
+"""The words of `check`, and the command `schema`, which prints to stdout. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 import sys
 from collections.abc import Sequence
 
-from llamafactory.config.explain import build_schema, describe_config, guess_command
+from llamafactory.config.explain import build_schema, guess_command
 from llamafactory.config.load import load_config
+from llamafactory.config.run import RunConfig
 from llamafactory.config.section import COMMANDS
 from llamafactory.errors import ConfigError, did_you_mean
 
 
-def check(words: Sequence[str]) -> None:
-    """Print the resolved configuration. `--all` shows every section, `--command NAME` says which command it is for."""
+def read_check(words: Sequence[str]) -> tuple[RunConfig, bool]:
+    """The configuration to check, and whether every section is to be shown (`--all`).
+
+    `--command NAME` says which command it is for. Raises ConfigError for what is wrong with either.
+    """
     rest = list(words)
     everything = "--all" in rest
     if everything:
@@ -21,7 +25,7 @@ def check(words: Sequence[str]) -> None:
     command = _take_command(rest) or guess_command(rest)
     if not rest:
         raise ConfigError("check: no file given; write: llamafactory-cli check run.yaml")
-    sys.stdout.write(describe_config(load_config(rest, command=command), everything=everything) + "\n")
+    return load_config(rest, command=command), everything
 
 
 def _take_command(rest: list[str]) -> str | None:

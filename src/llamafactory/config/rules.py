@@ -1,20 +1,21 @@
 """Comparing sections: what may not stand together, and what is given without having an effect.
 
-Orders the rules of the `rules_*` modules. Rules that need a device or a file of weights live with the recipes.
+Orders the rules of the `rules_*` modules; `rules_parts` compares what the parts state about themselves.
+Rules that need a device or a file of weights live with the recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llamafactory.config import rules_data, rules_memory, rules_methods, rules_use
+from llamafactory.config import rules_data, rules_memory, rules_methods, rules_parts, rules_use
 from llamafactory.config.catalog import options
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Violation, show, value_of
 
-RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES)
+RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES, *rules_parts.RULES)
 
 Unused = tuple[str, Callable[[RunConfig], bool], str]
 
@@ -45,6 +46,10 @@ def _is_unused(config: RunConfig, key: str, section: str) -> bool:
     return differs and key not in _SHARED and section in {option.section, key}
 
 
+def _uses_badam(config: RunConfig, mode: str) -> bool:
+    return config.badam.use_badam and config.badam.badam_mode == mode
+
+
 _SHARED = {"additional_target", "create_new_adapter", "lora_target"}
 
 _NEVER_USED = {
@@ -62,9 +67,20 @@ _UNUSED: tuple[Unused, ...] = (
     ("preference", lambda c: c.finetuning.stage in {"dpo", "kto", "ppo"} or c.loss.use_asft_loss,
      "in this stage: they belong to dpo and kto"),
     ("ppo", lambda c: c.finetuning.stage == "ppo", "unless stage is ppo"),
+    ("reward_model_adapters", lambda c: c.ppo.reward_model_type == "full", "unless reward_model_type is full"),
+    ("reward_model_timeout_seconds", lambda c: c.ppo.reward_model_type == "api", "unless reward_model_type is api"),
+    ("ppo_target", lambda c: c.ppo.ppo_adaptive_kl, "unless ppo_adaptive_kl is true"),
     ("galore", lambda c: c.galore.use_galore, "unless use_galore is true"),
     ("apollo", lambda c: c.apollo.use_apollo, "unless use_apollo is true"),
     ("badam", lambda c: c.badam.use_badam, "unless use_badam is true"),
+    ("badam_update_ratio", lambda c: not _uses_badam(c, "layer"), "unless badam_mode is ratio"),
+    ("badam_mask_mode", lambda c: not _uses_badam(c, "layer"), "unless badam_mode is ratio"),
+    ("badam_start_block", lambda c: not _uses_badam(c, "ratio"), "unless badam_mode is layer"),
+    ("badam_switch_mode", lambda c: not _uses_badam(c, "ratio"), "unless badam_mode is layer"),
+    ("badam_verbose", lambda c: not _uses_badam(c, "ratio"), "unless badam_mode is layer"),
+    ("optim_target_modules", lambda c: c.training.optim.startswith(("galore_", "apollo_")),
+     "unless optim is a galore_ or apollo_ name"),
+    ("optim_args", lambda c: not rules_parts.replaces_optim(c), "because the optimizer is not chosen by optim"),
     ("fp8", lambda c: c.fp8.fp8 or c.fp8.fp8_enable_fsdp_float8_all_gather, "unless fp8 is true"),
     ("swanlab", lambda c: c.swanlab.use_swanlab, "unless use_swanlab is true"),
     ("export", lambda c: False, "in this command: they belong to export"),

@@ -1,4 +1,4 @@
-"""Rules about number formats, quantization, optimizers that save memory, and sharding."""
+"""Rules about number formats, quantization and sharding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llamafactory import env
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
@@ -96,42 +95,6 @@ def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
         )
 
 
-def low_memory_optimizers(config: RunConfig) -> Iterator[Violation]:
-    """GaLore, APOLLO and BAdam: one of them, on weights of the model itself, on one process."""
-    if config.command not in TRAIN:
-        return
-    switches = {"use_galore": config.galore.use_galore, "use_apollo": config.apollo.use_apollo}
-    switches |= {"use_badam": config.badam.use_badam, "use_adam_mini": config.optimizer.use_adam_mini}
-    switches["use_muon"] = config.optimizer.use_muon
-    chosen = [key for key, on in switches.items() if on]
-    if len(chosen) > 1:
-        yield Violation(tuple(chosen), "there is one optimizer", "keep one of them")
-    for key in chosen:
-        if key in {"use_galore", "use_apollo", "use_badam"} and config.finetuning.finetuning_type in ADAPTER_METHODS:
-            yield Violation(
-                (key, "finetuning_type"), "adapters are small already", "set finetuning_type to full or freeze"
-            )
-        if key in {"use_galore", "use_apollo"} and config.training.deepspeed is not None:
-            yield Violation((key, "deepspeed"), "DeepSpeed brings its own optimizer step", "remove one of the two")
-
-
-def layerwise_limits(config: RunConfig) -> Iterator[Violation]:
-    """Updating layer by layer during the backward pass leaves nothing to accumulate or exchange."""
-    for name, on in (("galore", config.galore.galore_layerwise), ("apollo", config.apollo.apollo_layerwise)):
-        key = f"{name}_layerwise"
-        if on and config.training.gradient_accumulation_steps != 1:
-            yield Violation(
-                (key, "gradient_accumulation_steps"), "every backward pass is an update", "set the accumulation to 1"
-            )
-        if on and env.world_size() > 1:
-            yield Violation((key,), "several processes cannot exchange gradients this way", f"remove {key}")
-    if config.badam.use_badam and env.world_size() > 1:
-        if config.badam.badam_mode == "ratio":
-            yield Violation(("badam_mode", "use_badam"), "several processes need layer mode", "set it to layer")
-        elif zero_stage(config) != 3:
-            yield Violation(("use_badam", "deepspeed"), "several processes need ZeRO-3", "give a ZeRO-3 configuration")
-
-
 def fp8_limits(config: RunConfig) -> Iterator[Violation]:
     """FP8 products are for plain weights in stages pt and sft."""
     if not config.fp8.fp8 or config.command not in TRAIN:
@@ -170,8 +133,6 @@ RULES: tuple[Rule, ...] = (
     one_precision,
     quantization_limits,
     quantization_device_map,
-    low_memory_optimizers,
-    layerwise_limits,
     fp8_limits,
     sharded_weights,
     unsloth_limits,

@@ -52,11 +52,36 @@ def ppo_limits(config: RunConfig) -> Iterator[Violation]:
         return
     if not config.training.do_train:
         yield Violation(("do_train", "stage"), "ppo can only train", "set do_train to true")
-    if config.ppo.reward_model is None:
-        yield Violation(("reward_model", "stage"), "ppo needs rewards", "give the reward model")
+    yield from _reward_limits(config)
+    if config.data.streaming:
+        yield Violation(
+            ("streaming", "stage"), "ppo passes over each round of prompts ppo_epochs times", "set streaming to false"
+        )
+    if config.generation.num_beams > 1:
+        yield Violation(("num_beams", "stage"), "ppo learns from samples, not from beam search", "set num_beams to 1")
     if config.compute.shift_attn:
         yield Violation(("shift_attn", "stage"), "ppo generates text, which this attention cannot", "remove shift_attn")
-    if config.ppo.reward_model_type == "lora":
+    if not set(config.training.report_to) <= PPO_TRACKERS:
+        yield Violation(("report_to", "stage"), f"ppo reports to {', '.join(sorted(PPO_TRACKERS))}", "choose of these")
+
+
+def _reward_limits(config: RunConfig) -> Iterator[Violation]:
+    ppo = config.ppo
+    if ppo.reward_model is None:
+        yield Violation(("reward_model", "stage"), "ppo needs rewards", "give the reward model")
+        return
+    is_url = ppo.reward_model.startswith(("http://", "https://"))
+    if ppo.reward_model_type == "api" and not is_url:
+        yield Violation(
+            ("reward_model", "reward_model_type"),
+            "a reward server is named by its URL",
+            "start it with http:// or https://",
+        )
+    if ppo.reward_model_type != "api" and is_url:
+        yield Violation(
+            ("reward_model", "reward_model_type"), "a URL names a reward server", "set reward_model_type to api"
+        )
+    if ppo.reward_model_type == "lora":
         if config.finetuning.finetuning_type != "lora":
             yield Violation(
                 ("reward_model_type", "finetuning_type"),
@@ -67,8 +92,6 @@ def ppo_limits(config: RunConfig) -> Iterator[Violation]:
             yield Violation(
                 ("reward_model_type", "use_unsloth"), "unsloth holds one adapter", "set reward_model_type to full"
             )
-    if not set(config.training.report_to) <= PPO_TRACKERS:
-        yield Violation(("report_to", "stage"), f"ppo reports to {', '.join(sorted(PPO_TRACKERS))}", "choose of these")
 
 
 def best_model_limits(config: RunConfig) -> Iterator[Violation]:

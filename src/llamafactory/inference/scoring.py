@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from llamafactory.config import RunConfig, refuse_unavailable
-from llamafactory.errors import DataError, ModelError
+from llamafactory.errors import DataError
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.loading import load_renderer
 from llamafactory.models.load import load_model
-from llamafactory.models.value_head import last_positions, sequence_values
+from llamafactory.models.reward import score_sequences
 from llamafactory.rendering.records import Conversation, Feedback
 from llamafactory.rendering.renderer import Renderer
 
@@ -66,34 +63,6 @@ class RewardModel:
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """One score for each sequence of token ids, in order; sequences of like length share a batch."""
-        self._refuse_long(sequences)
-        order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
-        scores = [0.0] * len(sequences)
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            values = self._values([sequences[place] for place in places])
-            for place, value in zip(places, values.tolist(), strict=True):
-                scores[place] = value
-        return scores
-
-    @torch.inference_mode()
-    def _values(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.as_tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        device = self.model.device
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        return sequence_values(self.model, inputs, last_positions(inputs))[0]
-
-    def _refuse_long(self, sequences: Sequence[Sequence[int]]) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, sequences), default=1)
-        if limit is not None and longest > limit:
-            raise ModelError(
-                f"a conversation has {longest} tokens and the reward model has positions for {limit}; shorten it"
-            )
         if any(not sequence for sequence in sequences):
             raise DataError("a sequence to score has no tokens; give at least one")
+        return score_sequences(self.model, sequences, pad_token_id=self.pad_token_id, batch_size=self.batch_size)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HUBS = ("hf", "ms", "om")
 _NEVER_WRITTEN = frozenset({"name", "media", "replace_jinja_template"})
 _OF_REASONING = frozenset({"reasoning", "empty_thought", "thought_words"})
+_OF_ENDINGS = frozenset({"stop_words", "efficient_eos", "replace_eos", "text_end"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,12 @@ def _refuse_contradiction(config: RunConfig, model: CatalogModel, given: str) ->
         return
     if _agree(expected, actual):
         return
+    if _agree(expected, actual, ignored=_OF_ENDINGS):
+        notice(
+            f"template: {given!r} writes the text {model.name} was trained with ({expected.name!r}) and ends answers "
+            "in another way"
+        )
+        return
     if config.template.allow_template_mismatch:
         notice(f"template: {given!r} is used as allowed, although {model.name} was trained with {expected.name!r}")
         return
@@ -158,10 +165,10 @@ def _refuse_contradiction(config: RunConfig, model: CatalogModel, given: str) ->
     )
 
 
-def _agree(expected: Template, given: Template) -> bool:
+def _agree(expected: Template, given: Template, *, ignored: frozenset[str] = frozenset()) -> bool:
     """True when both write the same text; reasoning may be switched off by the template, never on."""
-    ignored = _NEVER_WRITTEN
+    ignored |= _NEVER_WRITTEN
     if expected.reasoning and not given.reasoning:
-        ignored = ignored | _OF_REASONING
+        ignored |= _OF_REASONING
     names = [field.name for field in fields(Template) if field.name not in ignored]
     return all(getattr(expected, name) == getattr(given, name) for name in names)

@@ -182,7 +182,7 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
 def stored_value_head(config: RunConfig) -> StoredHead | None:
     """The head that belongs to the configured model, None without one. Raises ModelError for a reward model without."""
     base = fetch(config.model.model_name_or_path or "", config.hub, key="model_name_or_path")
-    stored = _find_value_head(config, base)
+    stored = find_value_head(config, base)
     if stored is None and config.finetuning.stage == "rm":
         raise ModelError(_no_head(config))
     return stored
@@ -195,7 +195,7 @@ def _no_head(config: RunConfig) -> str:
     )
 
 
-def _find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
+def find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
     """The head stored with the last given adapter, or else in the folder of the base model."""
     adapters = adapter_folders(config)[-1:] if config.model.adapter_name_or_path else []
     for folder in (*adapters, base):
@@ -331,7 +331,7 @@ def _add_value_head(
     model: PreTrainedModel | PeftModel, config: RunConfig, base: Path, notes: list[str], *, trainable: bool
 ) -> None:
     """Attach the head stored with the last adapter, or else with the base; a new one when training finds none."""
-    stored = None if config.model.train_from_scratch else _find_value_head(config, base)
+    stored = None if config.model.train_from_scratch else find_value_head(config, base)
     if stored is None and not trainable:
         raise ModelError(_no_head(config))
     attach_value_head(model, stored, trainable=trainable)

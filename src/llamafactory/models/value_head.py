@@ -132,6 +132,14 @@ def detached(model: nn.Module) -> Iterator[ValueHead | None]:
             setattr(model, _NAME, head)
 
 
+@contextmanager
+def exchanged(model: nn.Module, head: ValueHead) -> Iterator[None]:
+    """The model with another head inside the block."""
+    with detached(model):
+        setattr(model, _NAME, head)
+        yield
+
+
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of the model, and those of its head, under the names of the head's file."""
     rest = {name: value for name, value in state.items() if not name.startswith(f"{_NAME}.")}

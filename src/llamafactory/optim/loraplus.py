@@ -12,19 +12,18 @@ from transformers import Trainer, TrainingArguments
 
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError
+from llamafactory.facts import Facts
+from llamafactory.optim._packages import require_package
 
 KEY = "loraplus_lr_ratio"
-
-
-def is_chosen(config: RunConfig) -> bool:
-    """True when a ratio is given."""
-    return config.lora.loraplus_lr_ratio is not None
+FACTS = Facts("LoRA+", chosen_by=((KEY, ()),))
 
 
 def build(model: nn.Module, config: RunConfig, args: TrainingArguments) -> Optimizer:
     """The optimizer of `optim` with the four parameter groups of LoRA+. Raises ConfigError without LoRA weights."""
     ratio = config.lora.loraplus_lr_ratio
     assert ratio is not None
+    require_package(args.optim)
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if options.keys() & {"params", "model", "optimizer_dict"}:
         raise ConfigError(

@@ -25,8 +25,8 @@ logger = get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 _RUN_FILES = (
-    "trainer_log.jsonl", "error.json", "all_results.json", "train_results.json", "eval_results.json",
-    "predict_results.json", "generated_predictions.jsonl",
+    "trainer_log.jsonl", "rollouts.jsonl", "error.json", "all_results.json", "train_results.json",
+    "eval_results.json", "predict_results.json", "generated_predictions.jsonl",
 )  # fmt: skip
 _WEIGHT_FILES = (
     "adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "model.safetensors.index.json",
@@ -68,6 +68,7 @@ _FREE_KEYS = frozenset(
         "metric_for_best_model",
         "greater_is_better",
         "early_stopping_steps",
+        "reward_model_timeout_seconds",
     ]
 )
 _FREE_SECTIONS = frozenset(["export", "vllm", "sglang", "swanlab"])

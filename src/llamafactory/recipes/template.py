@@ -52,22 +52,27 @@ def check(argv: Sequence[str]) -> None:
     Raises ModelError when any of them differ for no stated reason.
     """
     words = _read(argv)
-    names = list(words.names) or list(templates())
-    from llamafactory.rendering.conformance import REASONS, compare
-    from llamafactory.rendering.renderer import build_renderer
+    from llamafactory.rendering.conformance import REASONS
 
-    rows: dict[str, list[Finding]] = {}
-    for name in names:
-        template = get_template(name)
-        tokenizer = _tokenizer(words, [template])
-        renderer = build_renderer(tokenizer, TemplateConfig(template=name))
-        rows[name] = compare(renderer, tokenizer)
+    rows = findings(words)
     console = _console()
     console.print(_table(rows))
     for verdict, reason in REASONS.items():
         if any(finding.verdict == verdict for findings in rows.values() for finding in findings):
             console.print(Text(f"{verdict}: {reason}"))
     _refuse_differences(rows)
+
+
+def findings(words: Words) -> dict[str, list[Finding]]:
+    """What the comparison finds for each template asked for; for all of them when none is named."""
+    from llamafactory.rendering.conformance import compare
+    from llamafactory.rendering.renderer import build_renderer
+
+    rows: dict[str, list[Finding]] = {}
+    for name in words.names or templates():
+        tokenizer = _tokenizer(words, [get_template(name)])
+        rows[name] = compare(build_renderer(tokenizer, TemplateConfig(template=name)), tokenizer)
+    return rows
 
 
 def _refuse_differences(rows: dict[str, list[Finding]]) -> None:
@@ -117,7 +122,7 @@ def _tokenizer(words: Words, chosen: Sequence[Template]) -> PreTrainedTokenizerB
                 f"--tokenizer: {words.tokenizer!r} holds no tokenizer transformers can read ({error})"
             ) from error
     from llamafactory.models.starter import build_tokenizer
-    from llamafactory.rendering.conformance import control_tokens
+    from llamafactory.rendering.control_tokens import control_tokens
 
     special = dict.fromkeys(
         ("<s>", "</s>", "<pad>", *(name for template in chosen for name in control_tokens(template)))

@@ -24,17 +24,19 @@ from llamafactory.objectives import STAGES
 from llamafactory.recipes import run_folder
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.upload import upload
+from llamafactory.rendering.records import Prompt
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
 from llamafactory.training.plots import plot_history
 from llamafactory.training.predictions import predict_pairs
 from llamafactory.training.preflight import check_training
 from llamafactory.training.results import finish_training, write_results
+from llamafactory.training.rollout_build import add_rollouts, check_reward
 from llamafactory.training.trainer import Trainer
 
 logger = get_logger(__name__)
 
-PLOTTED = ("eval_loss", "eval_accuracy", "rewards/accuracies", "rewards/margins", "kl")
+PLOTTED = ("eval_loss", "eval_accuracy", "rewards/accuracies", "rewards/margins", "reward", "eval_reward", "kl")
 
 
 def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str, float]:
@@ -56,19 +58,26 @@ def _run(config: RunConfig) -> dict[str, float]:
     args = check_training(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
-    objective = STAGES.load(config.finetuning.stage).build(config)
+    stage = STAGES.load(config.finetuning.stage)
+    objective, answers_prompts = stage.build(config), stage.RECORD is Prompt
+    if answers_prompts:
+        check_reward(config, bundle.tokenizer)
     datasets = build_datasets(config, renderer, for_training=training.do_train)
     loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
+    reference = load_reference(config, bundle)
     trainer = build_trainer(
         config,
         model=loaded.model,
-        reference=load_reference(config, bundle),
+        reference=reference,
         tokenizer=bundle.tokenizer,
         datasets=datasets,
         objective=objective,
         args=args,
         save_weights=_saver(config, loaded, bundle, renderer),
     )
+    if answers_prompts:
+        stop_ids = tuple(renderer.stop_ids)
+        add_rollouts(trainer, config, tokenizer=bundle.tokenizer, stop_ids=stop_ids, reference=reference)
     metrics: dict[str, float] = {}
     if training.do_train:
         metrics |= _train(config, trainer, _agree_on(start))

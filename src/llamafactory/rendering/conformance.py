@@ -6,7 +6,6 @@ Compares token ids. Knows renderers and tokenizers, no model.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,7 +17,6 @@ from llamafactory.errors import LlamaFactoryError
 from llamafactory.rendering.calls import read_function_message, read_tools
 from llamafactory.rendering.records import Conversation, Feedback, Message
 from llamafactory.rendering.renderer import Renderer
-from llamafactory.rendering.template import Slot, Template, Token
 from llamafactory.rendering.tokens import Turn
 
 Verdict = Literal["equal", "border", "differs", "unsupported"]
@@ -45,7 +43,6 @@ _SCHEMA = {
     },
 }
 _TOOLS = json.dumps([{"type": "function", "function": _SCHEMA}])
-_TOKEN = re.compile(r"<<?/?[^<>\s=]+>>?|\[/?[A-Z][A-Za-z_]+\]|\[\|[a-z]+\|\]|\[gMASK\]|\[e~\[|\]~!?b[\[\]]|◁/?[a-z_]+▷")
 _CALL = '{"name": "get_weather", "arguments": {"city": "北京", "days": [1, 2]}}'
 
 
@@ -161,23 +158,3 @@ def _show(tokenizer: PreTrainedTokenizerBase, name: str, left: list[int], other:
     near = slice(max(at - 2, 0), at + 3)
     tokens = tokenizer.convert_ids_to_tokens
     return f"token {at}: {name} {tokens(left[near])}, {other} {tokens(right[near])}"
-
-
-def control_tokens(template: Template) -> tuple[str, ...]:
-    """The control tokens a template is written with, as far as its slots show: for tokenizers made to test it.
-
-    A stop word of ordinary characters, like `###`, is none: the template makes it one.
-    """
-    slots: tuple[Slot | None, ...] = (
-        template.user, template.assistant, template.system, template.observation, template.function, template.tools,
-        template.prefix, template.generation, template.observation_generation, template.tool_call_words,
-        template.thought_words if template.reasoning else (),
-    )  # fmt: skip
-    found = dict.fromkeys(word for word in template.stop_words if _TOKEN.fullmatch(word))
-    for slot in slots:
-        for part in slot or ():
-            if isinstance(part, Token):
-                found[part.text] = None
-            elif isinstance(part, str):
-                found |= dict.fromkeys(_TOKEN.findall(part))
-    return tuple(found)

@@ -132,9 +132,13 @@ class TextEncoder:
         """True when a special token is spelled in `text`."""
         return self._controls is not None and self._controls.search(text) is not None
 
+    def is_plain(self, text: str) -> bool:
+        """True when no token inside message text has to be looked up here."""
+        return self._inline is None or self._inline.search(text) is None
+
     def split_data(self, text: str) -> Sequence[str | int]:
         """Cut message text where tokens inside it must be looked up here; usually the text itself."""
-        if self._inline is None or self._inline.search(text) is None:
+        if self.is_plain(text):
             return (text,) if text else ()
         return self._cut(text, self._inline)
 

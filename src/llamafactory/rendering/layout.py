@@ -209,6 +209,9 @@ def _join(side: Iterable[Item], encoded: dict[int, list[Piece]]) -> tuple[Piece,
 def _encode(segments: Sequence[Segment], encoder: TextEncoder, eos_id: int | None) -> list[list[Piece]]:
     """Pieces of each segment. Where kinds part in an irregular way, each token's position tells its part."""
     framed = [_is_framed(segment.spans) for segment in segments]
+    if all(framed) and not any(segment.stop_weight for segment in segments):
+        ids = encoder.encode([segment.text for segment in segments], [segment.place for segment in segments])
+        return list(map(_frame, segments, ids, repeat(encoder)))
     whole = [segment for segment, regular in zip(segments, framed, strict=True) if regular]
     rest = [segment for segment, regular in zip(segments, framed, strict=True) if not regular]
     ids = encoder.encode([segment.text for segment in whole], [segment.place for segment in whole])
@@ -222,24 +225,27 @@ def _encode(segments: Sequence[Segment], encoder: TextEncoder, eos_id: int | Non
     return found
 
 
-_FRAMES = ([False], [True, False], [False, True], [True, False, True])
-
-
 def _is_framed(spans: Sequence[Span]) -> bool:
     """True for a message's text alone, or with template text before or behind it."""
-    return len(spans) <= 3 and [control for _, _, control in spans] in _FRAMES
+    if len(spans) == 1:
+        return not spans[0][2]
+    if len(spans) == 2:
+        return spans[0][2] != spans[1][2]
+    return len(spans) == 3 and spans[0][2] and not spans[1][2] and spans[2][2]
 
 
 def _frame(segment: Segment, ids: list[int], encoder: TextEncoder) -> list[Piece]:
     """Split a framed segment: tokens of the frame that stand alone the same way are control, the rest is text."""
     spans = segment.spans
-    start, end = 0, len(ids)
     if len(spans) == 1:
         return [Piece(tuple(ids), spans[0][1], control=False)]
+    start, end = 0, len(ids)
     if spans[0][2]:
         alone = encoder.constant(spans[0][0], segment.place)
-        while start < min(len(alone), end) and alone[start] == ids[start]:
-            start += 1
+        start = len(alone)
+        if tuple(ids[:start]) != alone:
+            differ = (at for at, pair in enumerate(zip(ids, alone, strict=False)) if pair[0] != pair[1])
+            start = next(differ, min(len(ids), len(alone)))
     if spans[-1][2]:
         alone = encoder.constant(spans[-1][0], "text")
         while end > start and len(ids) - end < len(alone) and alone[end - len(ids) - 1] == ids[end - 1]:

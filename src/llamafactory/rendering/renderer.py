@@ -5,6 +5,7 @@ Knows the template, the tokenizer and the reasoning mode of a run; knows no file
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import re
@@ -24,6 +25,7 @@ from llamafactory.rendering.layout import Draft, Layout, Segment, to_turns
 from llamafactory.rendering.mode import Mode
 from llamafactory.rendering.records import Conversation, Feedback, Message, Preference, Prompt, Record, Text
 from llamafactory.rendering.sandbox import ChatTemplate
+from llamafactory.rendering.skeleton import Skeletons
 from llamafactory.rendering.slots import SlotDialect, first_control_after_content
 from llamafactory.rendering.template import Template, get_template
 from llamafactory.rendering.thinking import ThinkingMode
@@ -81,7 +83,7 @@ class Renderer:
 
     tool_format: name of the format whose calls are read. stop_ids: tokens that end an answer. changes: what was changed
     in the tokenizer. text_frame: ids before and behind plain text. fingerprint: changes whenever the same records would
-    render to other tokens.
+    render to other tokens. skeletons: a quicker way to write conversations, where the dialect has one.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Renderer:
     changes: TokenizerChanges
     text_frame: tuple[tuple[int, ...], tuple[int, ...]]
     fingerprint: str
+    skeletons: Skeletons | None = None
 
     @property
     def stop_words(self) -> tuple[str, ...]:
@@ -150,6 +153,8 @@ class Renderer:
         return Layout(self.encoder, frozenset(self.stop_ids), self.encoder.special_id("eos"))
 
     def _layout(self, conversation: Conversation, mode: Mode) -> list[Draft]:
+        if self.skeletons is not None:
+            return self.skeletons.drafts(conversation, mode)
         layout = self._new_layout()
         self.dialect.write(layout, conversation, mode)
         return layout.drafts
@@ -237,6 +242,7 @@ def build_renderer(
     thinking = ThinkingMode(config.enable_thinking, config.preserve_thinking)
     date = spell_date(config.template_date)
     dialect = SlotDialect(template, encoder, thinking=thinking, date=date, stop_ids=frozenset(stop_ids))
+    new_layout = functools.partial(Layout, encoder, frozenset(stop_ids), encoder.special_id("eos"))
     return Renderer(
         name=template.name,
         dialect=dialect,
@@ -246,6 +252,7 @@ def build_renderer(
         changes=changes,
         text_frame=_text_frame(tokenizer, encoder, template.text_end),
         fingerprint=_fingerprint(encoder, (template, thinking, date, stop_ids)),
+        skeletons=Skeletons(dialect, new_layout, encoder, template.thought_words),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from llamafactory.rendering.control_tokens import turn_tokens
 from llamafactory.rendering.template import Template
 
 FALLBACK_EOS = "<|endoftext|>"
@@ -17,12 +18,16 @@ FALLBACK_EOS = "<|endoftext|>"
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChanges:
-    """What was changed; None and empty where nothing was. added: tokens that are new to the vocabulary."""
+    """What was changed; None and empty where nothing was. added: tokens that are new to the vocabulary.
+
+    spelled: no change, but control tokens of the template that the tokenizer does not hold and reads as plain text.
+    """
 
     eos: str | None = None
     pad: str | None = None
     control: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    spelled: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.eos or self.pad or self.control or self.added)
@@ -52,7 +57,9 @@ def fix_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> Tok
         pad = tokenizer.eos_token
         tokenizer.pad_token = pad
     written = (*((eos,) if eos else ()), *control)
-    return TokenizerChanges(eos, pad, control, tuple(word for word in written if word not in known))
+    added = tuple(word for word in written if word not in known)
+    spelled = tuple(word for word in turn_tokens(template) if word not in known and word not in written)
+    return TokenizerChanges(eos, pad, control, added, spelled)
 
 
 def _stop_words(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from llamafactory import env
+from llamafactory.config.rules_parts import claims_optim
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
@@ -31,6 +32,9 @@ def build_training_arguments(config: RunConfig) -> TrainingArguments:
     options.setdefault("report_to", "none")
     # Every process reads a stream itself: batches of different width could not be joined and handed out.
     options.setdefault("accelerator_config", {"dispatch_batches": False})
+    if claims_optim(config):
+        # The optimizer is ours: transformers would ask for a package, and treat the name in its own way.
+        options |= {"optim": "adamw_torch", "optim_args": None, "optim_target_modules": None}
     if config.finetuning.pure_bf16:
         options |= {"bf16": False, "fp16": False}
     if config.finetuning.early_stopping_steps or config.training.save_strategy == "best":

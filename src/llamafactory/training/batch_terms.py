@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate.utils import reduce
@@ -95,9 +96,9 @@ class RewardShift:
         """What a checkpoint must hold."""
         return {"seen": self._seen}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Continue from what `state` returned."""
-        self._seen = state["seen"]
+        self._seen = cast("Tensor", state["seen"])
 
 
 def _pair_sums(scores: Scores, batch: Batch) -> Tensor:

@@ -28,6 +28,7 @@ from llamafactory.data.collate import Collator
 from llamafactory.data.kinds import kind_of
 from llamafactory.data.pairs import collator_for
 from llamafactory.data.pipeline import Datasets
+from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.value_head import detached, head_state, save_value_head
@@ -43,7 +44,7 @@ from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.preflight import check_training
 from llamafactory.training.reference import build_reference
-from llamafactory.training.samplers import EpochSampler, FixedSampler, ShuffledSampler
+from llamafactory.training.samplers import EpochSampler, FixedSampler, RoundSampler, ShuffledSampler
 from llamafactory.training.scoring import MAX_LOGITS, Scorer, SequenceScorer, TokenScorer
 from llamafactory.training.sharing import choose_sharing
 from llamafactory.training.stored_reference import build_store, stores_reference
@@ -104,7 +105,7 @@ def build_trainer(
         objective=objective,
         scorer=scorer,
         preparation=build_batch_terms(config, scorer),
-        order=training_order(config, args, datasets.train, layout),
+        order=_in_rounds(config, args, training_order(config, args, datasets.train, layout)),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),
         save_weights=save_weights or _plain_saver(model, tokenizer),
@@ -135,9 +136,21 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     seed = config.training.seed if config.training.data_seed is None else config.training.data_seed
     lengths_known = "length" in getattr(dataset, "column_names", ())
     if lengths_known and layout == "padded" and not config.packs and strategy != "random":
-        global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(dataset["length"], global_batch_size, seed=seed)
+        return LengthGroupedSampler(dataset["length"], _global_batch_size(args), seed=seed)
     return ShuffledSampler(len(dataset), seed)
+
+
+def _global_batch_size(args: TrainingArguments) -> int:
+    """Examples of one update."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _in_rounds(config: RunConfig, args: TrainingArguments, order: EpochSampler | None) -> EpochSampler | None:
+    """Prompts come in rounds: answered once, learned from `ppo_epochs` times."""
+    if order is None or kind_of(config.finetuning.stage) != "prompt":
+        return order
+    round_size = config.ppo.ppo_buffer_size * _global_batch_size(args)
+    return RoundSampler(order, round_size=round_size, num_passes=config.ppo.ppo_epochs)
 
 
 def _scorer(
@@ -159,13 +172,15 @@ def _scorer(
 def _collator(
     config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> DataCollator:
+    kind = kind_of(config.finetuning.stage)
+    if kind == "prompt":
+        return PromptCollator(tokenizer.pad_token_id or 0)
     rows = Collator(
         pad_token_id=tokenizer.pad_token_id or 0,
         layout=layout,
         pad_to_multiple_of=8,
         ignore_pad_token_for_loss=config.data.ignore_pad_token_for_loss,
     )
-    kind = kind_of(config.finetuning.stage)
     shares = kind == "preference" and layout == "padded"
     return collator_for(kind, rows, choose_sharing(model, config.data.cutoff_len) if shares else None)
 

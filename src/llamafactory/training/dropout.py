@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-STAGES = frozenset({"dpo", "orpo", "simpo", "kto"})
+STAGES = frozenset({"dpo", "orpo", "simpo", "kto", "ppo"})
 """Stages whose policy is trained without dropout."""
 
 _RATES = ("attention_dropout", "attn_dropout", "dropout", "activation_dropout", "residual_dropout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from llamafactory.objectives import Batch
 
@@ -22,8 +22,24 @@ class Preparation(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """A preparation with a state of its own, which checkpoints keep."""
+class Foresighted(Protocol):
+    """A preparation that works on the batches of several updates at once.
 
-    def state(self) -> dict[str, Tensor]: ...
-    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+    In training it is called with those of the present update and of the following ones, and returns those of the
+    present update.
+    """
+
+    def num_updates(self) -> int:
+        """How many updates the next call must see, the present one included."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A preparation with a state of its own, which the checkpoints of every process keep.
+
+    The state is nested plain values and tensors; it is restored before the first batch, with tensors on the CPU.
+    """
+
+    def state(self) -> Mapping[str, object]: ...
+    def restore(self, state: Mapping[str, object]) -> None: ...

@@ -161,20 +161,20 @@ def _together(trainer: Trainer, stage: Path, action: Callable[[], None]) -> None
 def save_optimizer(trainer: Trainer, folder: Path) -> None:
     """Write the state of optimizer and schedule, on the process that saves."""
     if trainer.args.should_save:
-        save_state(folder / checkpointing.OPTIMIZER, _optimizer(trainer).state_dict())
+        save_state(folder / checkpointing.OPTIMIZER, core_optimizer(trainer).state_dict())
         save_plain(folder / checkpointing.SCHEDULER, trainer.lr_scheduler.state_dict())
 
 
 def load_optimizer(trainer: Trainer, folder: Path) -> None:
     """Take up the state of optimizer and schedule."""
     load_optimizer_state(
-        _optimizer(trainer),
+        core_optimizer(trainer),
         cast("Mapping[str, object]", load_state(_existing(folder, checkpointing.OPTIMIZER))),
     )
     trainer.lr_scheduler.load_state_dict(load_plain(_existing(folder, checkpointing.SCHEDULER)))
 
 
-def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+def core_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     """The optimizer itself, without accelerate's wrapper."""
     return cast("torch.optim.Optimizer", getattr(trainer.optimizer, "optimizer", trainer.optimizer))
 
@@ -192,7 +192,7 @@ def load_scaler(trainer: Trainer, folder: Path) -> None:
 
 
 def save_rank_state(trainer: Trainer, folder: Path) -> None:
-    """Write random number state and not yet logged sums of this process."""
+    """Write random number state, not yet logged sums and the preparation's state of this process."""
     state = {
         "random": random_state(),
         "loss": trainer._tr_loss,
@@ -223,11 +223,15 @@ def load_rank_state(trainer: Trainer, folder: Path) -> None:
 
 
 def load_preparation(trainer: Trainer, folder: Path) -> None:
-    """Take up what a preparation remembers; before the rank state, which the library loads after the first batches."""
-    path = folder / checkpointing.rank_file(trainer.args.process_index)
-    if isinstance(trainer.preparation, Remembering) and path.is_file():
-        state = cast("dict[str, object]", load_state(path))
-        trainer.preparation.restore(cast("Mapping[str, torch.Tensor]", state["preparation"]))
+    """Take up the state of a preparation that has one. Called before the first batch is drawn.
+
+    A process the checkpoint did not have takes up the state of the first one.
+    """
+    if isinstance(trainer.preparation, Remembering):
+        known = trainer.args.process_index < checkpointing.read_facts(folder).world_size
+        name = checkpointing.rank_file(trainer.args.process_index if known else 0)
+        state = cast("Mapping[str, object]", load_state(_existing(folder, name)))
+        trainer.preparation.restore(cast("Mapping[str, object]", state["preparation"]))
 
 
 def load_weights_into(trainer: Trainer, folder: Path) -> None:

@@ -63,6 +63,30 @@ def longest_first(lengths: Sequence[int]) -> FixedSampler:
     return FixedSampler(sorted(range(len(lengths)), key=lambda index: -lengths[index]))
 
 
+class RoundSampler(Sampler[int]):
+    """Rounds of `round_size` examples, each passed over `num_passes` times before the next.
+
+    For answers that are sampled once and learned from several times. The last round of an epoch is filled up with
+    examples from the beginning of the epoch, which get a second answer.
+    """
+
+    def __init__(self, inner: EpochSampler, *, round_size: int, num_passes: int) -> None:
+        self._inner, self._round_size, self._num_passes = inner, round_size, num_passes
+
+    def set_epoch(self, epoch: int) -> None:
+        self._inner.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(self._inner)
+        for start in range(0, len(order), self._round_size):
+            places = [order[place % len(order)] for place in range(start, start + self._round_size)]
+            for _ in range(self._num_passes):
+                yield from places
+
+    def __len__(self) -> int:
+        return -(-len(self._inner) // self._round_size) * self._round_size * self._num_passes
+
+
 class EvenSampler(Sampler[int]):
     """Fills the order up to a multiple of `multiple` with indices behind the end, which `MaskedTail` answers."""
 
@@ -105,8 +129,9 @@ class MaskedTail(Dataset[Example]):
 
 
 def _masked(row: Example) -> Example:
-    """The example with every column of labels set to be ignored."""
-    return {name: _ignored(value) if name.endswith("labels") else value for name, value in row.items()}
+    """The example with every column of labels set to be ignored, and the mark `is_copy`."""
+    columns = {name: _ignored(value) if name.endswith("labels") else value for name, value in row.items()}
+    return {**columns, "is_copy": True}
 
 
 def _ignored(labels: object) -> object:

@@ -29,7 +29,8 @@ learns and chunks must be computed twice, of half of it where they cost nothing 
 
 NOT_MODEL_INPUTS = frozenset({
     "labels", "weights", "reference_logps", "length", "source", "counted", "desirable", "desirable_share", "kl",
-    "delta", "kept_index", "kept_targets", "kept_rows", "last_index",
+    "delta", "kept_index", "kept_targets", "kept_rows", "last_index", "old_logps", "old_values", "advantages",
+    "returns", "entropy", "scores", "kl_coef",
 })  # fmt: skip
 """Columns of a batch that are for objectives or reports, not for the model."""
 

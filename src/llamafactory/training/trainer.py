@@ -24,9 +24,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from llamafactory.logs import get_logger
 from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
+from llamafactory.optim import TensorwiseOptimizer
 from llamafactory.training import checkpointing, run_state
 from llamafactory.training.guard import NonFiniteGuard
-from llamafactory.training.preparation import Preparation
+from llamafactory.training.preparation import Foresighted, Preparation
 from llamafactory.training.samplers import EpochSampler, EvenSampler, FixedSampler, MaskedTail, longest_first
 from llamafactory.training.schedules import scheduler_arguments
 from llamafactory.training.scoring import Scorer
@@ -65,6 +66,7 @@ class Trainer(transformers.Trainer):
         self.objective, self.scorer, self.guard = objective, scorer, guard
         self._order, self._optimizer_factory, self._save_weights = order, optimizer_factory, save_weights
         self.preparation = preparation
+        self._seen_ahead: list[Any] = []
         self.train_sums, self._eval_sums, self._all_eval_sums = MetricSums(), MetricSums(), MetricSums()
         self._step_loss: Tensor | None = None
         self._num_empty_updates = torch.zeros((), dtype=torch.long, device=self.args.device)
@@ -75,8 +77,20 @@ class Trainer(transformers.Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """All micro-batches of one update, and the number of loss units in them over all processes."""
-        batches = self._prepare_batches(list(islice(epoch_iterator, num_batches)), training=True)
+        batches = self._prepare_batches(self._draw(epoch_iterator, num_batches), training=True)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _draw(self, epoch_iterator: Iterator[Any], num_batches: int) -> list[Any]:
+        """The batches of this update; those of the following ones too, when the preparation must see them.
+
+        Batches seen ahead of their turn are kept, so every update takes its own `num_batches` from the data: a resumed
+        run, which skips exactly those, finds the same ones.
+        """
+        num_updates = self.preparation.num_updates() if isinstance(self.preparation, Foresighted) else 1
+        missing = max(0, num_updates * num_batches - len(self._seen_ahead))
+        batches = [*self._seen_ahead, *islice(epoch_iterator, missing)]
+        self._seen_ahead = batches[num_batches:]
+        return batches[: num_updates * num_batches]
 
     @torch.no_grad()
     def _prepare_batches(self, batches: list[Any], *, training: bool) -> list[Any]:
@@ -113,6 +127,7 @@ class Trainer(transformers.Trainer):
         # On resume the sampler is wrapped once more, and the library's own set_epoch no longer reaches it.
         if self._order is not None:
             self._order.set_epoch(epoch)
+        self._seen_ahead = []
         super()._run_epoch(epoch=epoch, **kwargs)
 
     # Loss
@@ -137,6 +152,9 @@ class Trainer(transformers.Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once per update, after clipping and before the optimizer: the place to refuse a broken update."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        optimizer = run_state.core_optimizer(self)
+        if isinstance(optimizer, TensorwiseOptimizer) and optimizer.in_backward:
+            norm = optimizer.applied_grad_norm()
         loss, self._step_loss = self._step_loss, None
         values = torch.stack([torch.as_tensor(value).detach().float().to(self.args.device) for value in (loss, norm)])
         scaled = self.accelerator.scaler is not None

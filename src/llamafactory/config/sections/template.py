@@ -24,6 +24,6 @@ class TemplateConfig(Section):
     preserve_thinking: bool = option(False, "Keep the thoughts of earlier turns in the context.")
     template_date: str | None = option(
         None,
-        "Date written by templates that state today's date; left out, the date of the run.",
+        "Date written by templates that state today's date, so that runs can be repeated; left out, 26 Jul 2024.",
         unit="as the template prints it",
     )

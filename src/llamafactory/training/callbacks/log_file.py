@@ -15,6 +15,11 @@ from llamafactory import env
 
 LOG_FILE = "trainer_log.jsonl"
 PREDICTION_INTERVAL = 5
+_NOT_METRICS = frozenset({
+    "loss", "predict_loss", "reward", "accuracy", "eval_accuracy", "learning_rate", "epoch", "train_loss", "total_flos",
+    "num_input_tokens_seen",
+})  # fmt: skip
+_RATES = ("_runtime", "_per_second")
 
 
 class LogFile(TrainerCallback):
@@ -55,13 +60,13 @@ class LogFile(TrainerCallback):
             "current_steps": state.global_step,
             "total_steps": state.max_steps,
             "loss": logs.get("loss"),
-            **{name: value for name, value in logs.items() if _is_eval_loss(name)},
             "predict_loss": logs.get("predict_loss"),
             "reward": logs.get("reward"),
             "accuracy": logs.get("rewards/accuracies", logs.get("accuracy", logs.get("eval_accuracy"))),
             "lr": logs.get("learning_rate"),
             "epoch": logs.get("epoch"),
             **self._progress(state.global_step, state.max_steps),
+            **{name: value for name, value in logs.items() if _is_metric(name)},
         }
         if args.include_num_input_tokens_seen != "no":
             seconds = max(time.monotonic() - self._started, 1e-9)
@@ -106,9 +111,9 @@ class LogFile(TrainerCallback):
             file.write(text + "\n")
 
 
-def _is_eval_loss(name: str) -> bool:
-    """True for eval_loss and, with several evaluation sets, for eval_<set>_loss."""
-    return name.startswith("eval_") and name.endswith("_loss")
+def _is_metric(name: str) -> bool:
+    """True for what a stage or an evaluation measures; the other entries are under names of their own or not here."""
+    return name not in _NOT_METRICS and not name.endswith(_RATES)
 
 
 def _keep_until(path: Path, step: int) -> None:
