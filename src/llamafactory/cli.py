@@ -38,6 +38,7 @@ USAGE = {
     "init": "DIR [--data_dir DIR] [--hidden_size N] [--num_layers N] ...",
     "template show": "[NAME ...] [--tokenizer DIR]",
     "template check": "[NAME ...] [--all] [--tokenizer DIR]",
+    "expand": "MODEL num_expand=N output_dir=DIR",
     "models": "[SEARCH ...] [--format text|json]",
 }
 # Words of commands that read no configuration; the others have their options from the option models.
@@ -54,6 +55,11 @@ WORDS: dict[str, dict[str, str]] = {
         "--num_heads N": "attention heads of a layer; default 4",
         "--max_length N": "longest input in tokens; default 2048",
         "--seed N": "seed of the random weights; default 42",
+    },
+    "expand": {
+        "MODEL": "folder or hub id of the model",
+        "num_expand=N": "blocks to add; must divide the number of layers",
+        "output_dir=DIR": "new folder for the expanded model",
     },
     "models": {"SEARCH": "words that names must hold", "--format text|json": "how to print; default text"},
     "template show": {"NAME": "templates to show; all names by default", "--tokenizer DIR": "tokenizer to render with"},
@@ -88,6 +94,7 @@ COMMANDS = {
     "check": Command("llamafactory.recipes.check:run_check", "read a configuration and show what it means"),
     "schema": Command("llamafactory.config.commands:schema", "print the JSON Schema of configurations"),
     "init": Command("llamafactory.recipes.init:run_init", "build the tiny starter model"),
+    "expand": Command("llamafactory.recipes.expand:run_expand", "add blocks to a model (LLaMA Pro)"),
     "env": Command("llamafactory.about:show_environment", "print versions and devices"),
     "version": Command("llamafactory.about:show_version", "print the version"),
 }

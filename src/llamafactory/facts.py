@@ -62,7 +62,10 @@ WHOLE_WEIGHTS = (
 """Clashes of an optimizer that works on whole weights."""
 
 FULL_WEIGHTS = Clash(
-    "finetuning_type", "adapters are small already", "set finetuning_type to full or freeze", values=("lora", "oft")
+    "finetuning_type",
+    "adapters are small already",
+    "set finetuning_type to full or freeze",
+    values=("lora", "oft", "vera", "ia3", "loha", "lokr"),
 )
 """The clash of an optimizer that saves memory on the weights of the model itself."""
 

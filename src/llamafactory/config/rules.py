@@ -12,6 +12,7 @@ from llamafactory.config import rules_data, rules_memory, rules_methods, rules_p
 from llamafactory.config.catalog import options
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
+from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Violation, show, value_of
 
 RULES = (*rules_use.RULES, *rules_data.RULES, *rules_methods.RULES, *rules_memory.RULES, *rules_parts.RULES)
@@ -57,7 +58,9 @@ _NEVER_USED = {
 }
 
 _UNUSED: tuple[Unused, ...] = (
-    ("lora", lambda c: c.finetuning.finetuning_type == "lora", "unless finetuning_type is lora"),
+    ("lora", lambda c: c.finetuning.finetuning_type in {*ADAPTER_METHODS} - {"oft"}, "unless finetuning_type is lora"),
+    ("pissa_iter", lambda c: c.lora.init == "pissa", "unless pissa_init is true"),
+    ("pissa_convert", lambda c: c.lora.changes_base, "unless pissa_init is true"),
     ("oft", lambda c: c.finetuning.finetuning_type == "oft", "unless finetuning_type is oft"),
     ("freeze", lambda c: c.finetuning.finetuning_type == "freeze" or c.finetuning.use_llama_pro,
      "unless finetuning_type is freeze"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
+from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
 BITS = {"bnb": {4, 8}, "hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
@@ -57,7 +58,7 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
         yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
     elif bits not in BITS[method]:
         yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
-    if config.finetuning.finetuning_type not in {"lora", "oft"}:
+    if config.finetuning.finetuning_type not in ADAPTER_METHODS:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
         )
@@ -109,7 +110,7 @@ def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     if zero_stage(config) != 3:
         return
     for key, on in (
-        ("pissa_init", config.lora.pissa_init),
+        ("pissa_init" if config.lora.pissa_init else "lora_init", config.lora.changes_base),
         ("use_unsloth", config.compute.use_unsloth),
         ("predict_with_generate", config.training.predict_with_generate),
     ):

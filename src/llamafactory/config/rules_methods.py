@@ -179,23 +179,33 @@ def lora_variants(config: RunConfig) -> Iterator[Violation]:
     method = config.finetuning.finetuning_type
     if method == "lora" or config.command not in TRAIN:
         return
-    for key in ("use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio"):
-        if getattr(config.lora, key):
+    variants = ("use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio", "lora_init", "lora_target_parameters")
+    for key in variants:
+        if getattr(config.lora, key) not in (False, None, (), "default"):
             yield Violation((key, "finetuning_type"), "it is a variant of lora", "set finetuning_type to lora")
 
 
 def pissa_limits(config: RunConfig) -> Iterator[Violation]:
-    """PiSSA changes the base, so the base can be neither quantized nor a reference."""
-    if not config.lora.pissa_init or config.command not in TRAIN:
+    """A start that takes values out of the base changes it, so the base can be neither quantized nor a reference."""
+    if config.command not in TRAIN:
         return
+    if config.lora.lora_target_parameters and config.lora.lora_dropout:
+        yield Violation(
+            ("lora_target_parameters", "lora_dropout"), "adapters of fused weights have no dropout", "set it to 0"
+        )
+    if config.lora.pissa_init and config.lora.lora_init not in {"default", "pissa"}:
+        yield Violation(("pissa_init", "lora_init"), "an adapter has one start", "keep one of them")
+    if not config.lora.changes_base:
+        return
+    key = "pissa_init" if config.lora.pissa_init else "lora_init"
+    if config.lora.pissa_convert and config.lora.init == "loftq":
+        yield Violation(("pissa_convert", "lora_init"), "a rounded base is no plain base", "remove pissa_convert")
     if config.quantization.quantization_bit is not None:
         yield Violation(
-            ("pissa_init", "quantization_bit"), "quantized weights have no components to take", "remove one of the two"
+            (key, "quantization_bit"), "quantized weights have no components to take", "remove one of the two"
         )
-    if config.finetuning.stage != "sft" and config.uses_reference:
-        yield Violation(
-            ("pissa_init", "stage"), "without its adapter the model is no reference any more", "remove pissa_init"
-        )
+    if config.uses_reference:
+        yield Violation((key, "stage"), "without its adapter the model is no reference any more", f"remove {key}")
 
 
 def freeze_limits(config: RunConfig) -> Iterator[Violation]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from llamafactory import env
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import INFER
+from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
 
@@ -72,7 +73,7 @@ def benchmark_results_are_kept(config: RunConfig) -> Iterator[Violation]:
 def adapters_need_an_adapter_method(config: RunConfig) -> Iterator[Violation]:
     """Adapters cannot be given to methods that train the base itself."""
     method = config.finetuning.finetuning_type
-    if config.model.adapter_name_or_path and method not in {"lora", "oft"}:
+    if config.model.adapter_name_or_path and method not in ADAPTER_METHODS:
         yield Violation(
             ("adapter_name_or_path", "finetuning_type"),
             "this method has no adapters",

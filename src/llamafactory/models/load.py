@@ -16,10 +16,12 @@ from peft import PeftModel
 from transformers import set_seed
 
 from llamafactory.config.availability import refuse_unavailable
+from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.logs import get_logger, notice
 from llamafactory.models import build
-from llamafactory.models.adapters import ADAPTERS, lora
+from llamafactory.models.adapters import ADAPTERS
+from llamafactory.models.attach import adapter_folders, attach_given
 from llamafactory.models.attention import choose_attention
 from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.compat import calm_libraries
@@ -91,7 +93,7 @@ def load_model(
         part = ADAPTERS.load(config.finetuning.finetuning_type)
         model = part.apply(base.model, config, trainable=trainable, vocab_grown=base.vocab_grown)
     else:
-        model = lora.attach_given(base.model, config)
+        model = attach_given(base.model, config)
     record = _complete(base.record, model, config, trainable=trainable)
     if trainable:
         cast_parameters(model, base.plan)
@@ -195,7 +197,7 @@ def _no_head(config: RunConfig) -> str:
 
 def find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
     """The head stored with the last given adapter, or else in the folder of the base model."""
-    adapters = lora.adapter_folders(config)[-1:] if config.model.adapter_name_or_path else []
+    adapters = adapter_folders(config)[-1:] if config.model.adapter_name_or_path else []
     for folder in (*adapters, base):
         stored = read_value_head(folder, allow_pickle=config.hub.allow_pickle_weights)
         if stored is not None:
@@ -206,14 +208,15 @@ def find_value_head(config: RunConfig, base: Path) -> StoredHead | None:
 def _refuse(config: RunConfig) -> None:
     """Raise ConfigError for parts that do not exist yet, and for adapters without the method that can read them."""
     refuse_unavailable(config, config.command)
-    if config.finetuning.finetuning_type != "lora" and config.model.adapter_name_or_path:
+    if config.finetuning.finetuning_type not in ADAPTER_METHODS and config.model.adapter_name_or_path:
         raise ConfigError(
-            f"adapter_name_or_path: adapters need finetuning_type: lora, got {config.finetuning.finetuning_type}; "
+            f"adapter_name_or_path: adapters need finetuning_type: {', '.join(ADAPTER_METHODS)}, "
+            f"got {config.finetuning.finetuning_type}; "
             "remove one of the two"
         )
-    if config.model.train_from_scratch and config.finetuning.finetuning_type == "lora":
+    if config.model.train_from_scratch and config.finetuning.finetuning_type in ADAPTER_METHODS:
         raise ConfigError(
-            "train_from_scratch: the random base of a LoRA adapter is not saved, so the adapter could never be used; "
+            "train_from_scratch: the random base of an adapter is not saved, so the adapter could never be used; "
             "set finetuning_type: full"
         )
 
@@ -222,7 +225,7 @@ def _earlier_record(config: RunConfig) -> BaseRecord | None:
     """The record of the last given adapter that has one."""
     if not config.model.adapter_name_or_path:
         return None
-    records = [read_record(folder) for folder in lora.adapter_folders(config)]
+    records = [read_record(folder) for folder in adapter_folders(config)]
     return next((record for record in reversed(records) if record is not None), None)
 
 

@@ -5,6 +5,7 @@ Order of use: `observe` the model with its adapter, `merge_adapters`, save, `ver
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # Largest allowed difference of logits, as a share of the largest logit: rounding of one merged matrix product.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 _PREFIX = "base_model.model."
+_ADAPTER_PARTS = ("lora_", "oft_", "vera_", "ia3_", "hada_", "lokr_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,12 @@ def observe(model: PeftModel, probe_ids: Tensor) -> MergeProbe:
     targets: dict[str, bool] = {}
     for name, module in model.named_modules():
         path = _plain(name)
-        if isinstance(module, LoraLayer):
+        if isinstance(module, ParamWrapper):
+            targets[f"{path}.{module.parameter_name}"] = _fused_changes(module)
+        elif isinstance(module, LoraLayer):
             targets[f"{path}.weight"] = _lora_changes(module)
+        elif isinstance(module, BaseTunerLayer):
+            targets[f"{path}.weight"] = _merge_changes(module)
         elif isinstance(module, ModulesToSaveWrapper):
             targets.update(_replaced(path, module))
     base = model.get_base_model()
@@ -125,6 +132,20 @@ def _lora_changes(module: LoraLayer) -> bool:
     return False
 
 
+def _fused_changes(module: ParamWrapper) -> bool:
+    weight = module.get_param()
+    deltas = [module.get_delta_weight(adapter) for adapter in module.active_adapters]
+    return any(bool(((weight + delta.to(weight.dtype)) != weight).any()) for delta in deltas)
+
+
+def _merge_changes(module: BaseTunerLayer) -> bool:
+    """Whether merging changes the weight, tried on a copy of the layer."""
+    trial = copy.deepcopy(module)
+    before = trial.get_base_layer().weight.detach().clone()
+    trial.merge()
+    return not torch.equal(before, trial.get_base_layer().weight)
+
+
 def _replaced(path: str, module: ModulesToSaveWrapper) -> dict[str, bool]:
     new = module.modules_to_save[module.active_adapters[0]].state_dict()
     old = module.original_module.state_dict()
@@ -137,7 +158,7 @@ def _plain(name: str) -> str:
 
 
 def _is_base(name: str) -> bool:
-    return "lora_" not in name and ".modules_to_save." not in name
+    return not any(part in name for part in _ADAPTER_PARTS) and ".modules_to_save." not in name
 
 
 def _digest(tensor: Tensor) -> str:

@@ -21,6 +21,7 @@ from llamafactory.errors import CheckpointError
 from llamafactory.models.build import repair_generation
 from llamafactory.models.record import BaseRecord, write_record
 from llamafactory.models.safetensors_file import folder_shapes
+from llamafactory.models.start import START_FILE, as_plain, save_start
 from llamafactory.models.value_head import detached, head_state, save_value_head, split_state
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ class SaveOptions:
     """How to write.
 
     max_shard_gb: largest weight file. dtype: cast floating point weights of a full model; None keeps them. stop_ids:
-    all ids that end an answer. chat_template: Jinja text. padding_side: written into the tokenizer's configuration.
+    all ids that end an answer. chat_template: Jinja text. plain_adapter: write an
+    adapter that started from the base's values as one of twice the rank on the plain base.
+    padding_side: written into the tokenizer's configuration.
     """
 
     max_shard_gb: float = 5.0
     dtype: torch.dtype | None = None
     stop_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    plain_adapter: bool = False
     padding_side: Literal["left", "right"] | None = None
 
 
@@ -79,13 +83,13 @@ def save_weights(
     gathered, gathered_head = (None, None) if state_dict is None else split_state(state_dict)
     with detached(model) as head:
         if isinstance(model, PeftModel):
-            _write_adapter(model, folder, gathered)
+            _write_adapter(model, folder, gathered, plain=options.plain_adapter)
             write_record(record, folder)
         else:
             _write_full(model, folder, options, gathered)
         if head is not None:
             save_value_head(gathered_head or head_state(head), folder)
-    check_saved(model, folder)
+    check_saved(model, folder, plain_adapter=options.plain_adapter)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, options: SaveOptions | None = None) -> None:
@@ -102,14 +106,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, options: Sa
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+def _write_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, Tensor] | None, *, plain: bool) -> None:
     # The embeddings that learn are in modules_to_save; asking PEFT to guess would make it ask the hub.
     tensors = get_peft_model_state_dict(
         model, state_dict=dict(state_dict) if state_dict else None, adapter_name=_ADAPTER, save_embedding_layers=False
     )
+    options = copy.deepcopy(model.peft_config[_ADAPTER])
+    if plain:
+        tensors, options = as_plain(model, tensors)
+        (folder / START_FILE).unlink(missing_ok=True)
+    else:
+        save_start(model, folder)
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(owned, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    options = copy.deepcopy(model.peft_config[_ADAPTER])
     options.inference_mode = True
     options.save_pretrained(folder)
 
@@ -156,10 +165,11 @@ def _write_generation(model: PreTrainedModel, folder: Path, stop_ids: tuple[int,
     generation.save_pretrained(folder)
 
 
-def check_saved(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+def check_saved(model: PreTrainedModel | PeftModel, folder: Path, *, plain_adapter: bool = False) -> None:
     """Compare names and shapes of all trained parameters with the files in `folder`.
 
-    Sharded parameters count with their full shape. Raises CheckpointError.
+    Sharded parameters count with their full shape; of a converted adapter only the names count. Raises
+    CheckpointError.
     """
     shapes = folder_shapes(folder)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -171,7 +181,7 @@ def check_saved(model: PreTrainedModel | PeftModel, folder: Path) -> None:
             _check_elements(model, shapes, folder)  # some families are stored under other names than they live
             return
     for name, shape in wanted.items():
-        if shapes.get(name) != shape:
+        if shapes.get(name) != shape and not (plain_adapter and name in shapes):
             raise CheckpointError(
                 f"{folder}: the trained tensor {name} should be saved with shape {list(shape)}, found "
                 f"{list(shapes[name]) if name in shapes else 'nothing'}; the save is incomplete, do not use it"

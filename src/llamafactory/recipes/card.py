@@ -13,12 +13,22 @@ from pathlib import Path
 import yaml
 
 from llamafactory.config import RunConfig
+from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.errors import LlamaFactoryError
 
 CARD_FILE = "README.md"
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_METHODS = {"lora": "LoRA", "oft": "OFT", "freeze": "partial", "full": "full"}
+_METHODS = {
+    "lora": "LoRA",
+    "oft": "OFT",
+    "vera": "VeRA",
+    "ia3": "IA3",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "freeze": "partial",
+    "full": "full",
+}
 _STAGES = {
     "pt": "pre-training",
     "sft": "supervised fine-tuning",
@@ -160,7 +170,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _is_adapter(config: RunConfig) -> bool:
-    return config.command != "export" and config.finetuning.finetuning_type in ("lora", "oft")
+    return config.command != "export" and config.finetuning.finetuning_type in ADAPTER_METHODS
 
 
 def _is_number(value: object) -> bool:

@@ -23,7 +23,7 @@ from llamafactory.errors import ConfigError, LlamaFactoryError, ModelError
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger
-from llamafactory.models.adapters.lora import adapter_folders
+from llamafactory.models.attach import adapter_folders
 from llamafactory.models.build import reload_model
 from llamafactory.models.hub import is_local
 from llamafactory.models.load import LoadedModel, load_model, stored_value_head

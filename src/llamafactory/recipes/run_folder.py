@@ -30,7 +30,7 @@ _RUN_FILES = (
 )  # fmt: skip
 _WEIGHT_FILES = (
     "adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "model.safetensors.index.json",
-    "pytorch_model.bin", "pytorch_model.bin.index.json", "value_head.safetensors",
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "value_head.safetensors", "initial_adapter.safetensors",
 )  # fmt: skip
 # Keys that may change between the two halves of one run: they move files, logs or the end of the run, not an update.
 _FREE_KEYS = frozenset(

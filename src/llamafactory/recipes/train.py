@@ -6,6 +6,7 @@ Data is read, checked and tokenized before any weight is loaded, so a mistake in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -72,7 +73,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         datasets=datasets,
         objective=objective,
         args=args,
-        save_weights=_saver(loaded, bundle, renderer),
+        save_weights=_saver(config, loaded, bundle, renderer),
     )
     if answers_prompts:
         stop_ids = tuple(renderer.stop_ids)
@@ -89,12 +90,16 @@ def _run(config: RunConfig) -> dict[str, float]:
     return metrics
 
 
-def _saver(loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer) -> Callable[[Path], None]:
+def _saver(
+    config: RunConfig, loaded: LoadedModel, bundle: TokenizerBundle, renderer: Renderer
+) -> Callable[[Path], None]:
     """Writes the live model as a folder that `chat` and `export` can use; for checkpoints and for the end."""
     options = SaveOptions(stop_ids=tuple(renderer.stop_ids), chat_template=renderer.to_jinja())
 
     def save(folder: Path) -> None:
-        save_model(loaded.model, bundle.tokenizer, folder, record=loaded.record, options=options)
+        final = config.lora.pissa_convert and folder == Path(str(config.training.output_dir))
+        chosen = replace(options, plain_adapter=final)  # checkpoints go on exactly, so they stay as they are
+        save_model(loaded.model, bundle.tokenizer, folder, record=loaded.record, options=chosen)
 
     return save
 

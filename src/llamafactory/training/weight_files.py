@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamafactory.errors import CheckpointError
+from llamafactory.models.start import refuse_other_start
 from llamafactory.models.value_head import VALUE_HEAD_FILE, detached, head_state, restore_value_head
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -108,6 +109,7 @@ def _load_adapter(model: PeftModel, state: dict[str, Tensor], folder: Path) -> N
             f"{folder}: the saved adapter does not fit this run ({lost[0]} is missing or of another shape); "
             "resume with the finetuning settings it was trained with"
         )
+    refuse_other_start(model, folder)
     set_peft_model_state_dict(model, state, adapter_name=_adapter(model))
 
 

@@ -1,6 +1,6 @@
 """Low-rank adapters. Knows no model."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -8,7 +8,7 @@ from llamafactory.config.section import CommaList, NonNegativeReal, Positive, Po
 
 
 class LoraConfig(Section):
-    """LoRA and its relatives: rsLoRA, DoRA, LoRA+, PiSSA."""
+    """LoRA and its relatives: rsLoRA, DoRA, LoRA+, PiSSA, and the ranks and targets of VeRA, IA3, LoHa and LoKr."""
 
     title: ClassVar[str] = "LoRA method"
 
@@ -25,10 +25,29 @@ class LoraConfig(Section):
     loraplus_lr_embedding: NonNegativeReal = option(1e-6, "LoRA+: learning rate of embedding adapters.")
     use_rslora: bool = option(False, "Divide the scale by the square root of the rank.")
     use_dora: bool = option(False, "Learn magnitude and direction of the weights apart (DoRA).")
-    pissa_init: bool = option(False, "Start the adapter from the principal components of the weights (PiSSA).")
+    lora_init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = option(
+        "default",
+        "Start of the matrices: default (B zero), gaussian, pissa, olora, or loftq (the base is rounded to nf4).",
+    )
+    lora_target_parameters: CommaList = option(
+        (), "Fused weights that get an adapter, such as mlp.experts.gate_up_proj, separated by commas."
+    )
+    pissa_init: bool = option(
+        False, "Start the adapter from the principal components of the weights, as lora_init: pissa does."
+    )
     pissa_iter: int = option(16, "Iterations of the fast decomposition for PiSSA; -1 decomposes in full.")
     pissa_convert: bool = option(False, "Save a PiSSA adapter as a plain LoRA adapter of the original base.")
     create_new_adapter: bool = option(False, "Merge the given adapters and train a fresh one.")
+
+    @property
+    def init(self) -> str:
+        """The start in effect: lora_init, or pissa where pissa_init asks for it."""
+        return "pissa" if self.pissa_init else self.lora_init
+
+    @property
+    def changes_base(self) -> bool:
+        """True when the start takes the first values of the adapter out of the base."""
+        return self.init in {"pissa", "olora", "loftq"}
 
     @property
     def alpha(self) -> int:

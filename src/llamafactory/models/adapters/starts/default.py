@@ -1,0 +1,12 @@
+"""LoRA's own start: A uniform, B zero, as PEFT makes it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llamafactory.config.run import RunConfig
+
+
+def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> None:
+    """Leave the matrices as they are."""
+    del weight, rank, scale, config

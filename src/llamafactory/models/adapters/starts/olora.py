@@ -1,0 +1,15 @@
+"""OLoRA (Büyükakyüz 2024, arXiv:2406.01775): the adapter starts orthonormal, from W = Q R: B = Q_r, A = R_r."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llamafactory.config.run import RunConfig
+
+
+def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """The first rank columns of Q and rows of R."""
+    del scale, config
+    left, right = torch.linalg.qr(weight)
+    return right[:rank], left[:, :rank]
