@@ -45,17 +45,27 @@ def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.
     return subprocess.run(command, capture_output=True, check=False, cwd=cwd, env=variables, encoding="utf-8")
 
 
-@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
-def test_light_command_is_quick_and_imports_nothing_heavy(words: list[str], run_file: Path) -> None:
-    words = [*words, str(run_file)] if words == ["check"] else words
+def processor_seconds(code: str, *words: str) -> float:
+    """The least of three runs: other programs on the machine slow a process down, none makes it quicker."""
     seconds = []
-    for _ in range(4):  # the best of a few: other programs on the machine slow a process down
-        found = subprocess.run([sys.executable, "-c", GUARDED, *words], capture_output=True, text=True, check=False)
-        assert found.returncode == 0 and found.stdout, found.stderr
+    for _ in range(3):
+        found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
         seconds.append(float(found.stderr.rpartition(" ")[2]))
-        if seconds[-1] <= 0.5:
-            break
-    assert min(seconds) <= 0.5
+    return min(seconds)
+
+
+@pytest.fixture(scope="module")
+def yardstick() -> float:
+    """Seconds that importing the two libraries of every light command takes on this machine."""
+    report = "sys.stderr.write(f'seconds {time.process_time()}')"
+    return processor_seconds(f"import sys, time, pydantic, yaml; pydantic.BaseModel; {report}")
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
+def test_light_command_is_quick_and_imports_nothing_heavy(words: list[str], run_file: Path, yardstick: float) -> None:
+    words = [*words, str(run_file)] if words == ["check"] else words
+    assert processor_seconds(GUARDED, *words) < 4 * yardstick
 
 
 def test_check_tells_of_a_template_that_contradicts_the_model(tmp_path: Path) -> None:

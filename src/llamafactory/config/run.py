@@ -6,6 +6,7 @@ Knows the sections by name and the few answers that need two of them. Reads no f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ class RunConfig:
         return flat
 
 
+@functools.cache
 def section_types() -> dict[str, type[Section]]:
     """Section models by their attribute name in RunConfig, in reading order."""
     hints = get_type_hints(RunConfig)
