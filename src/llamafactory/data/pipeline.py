@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, disable_progress_bars
 
 from llamafactory import env
 from llamafactory.config.run import RunConfig
@@ -96,6 +96,7 @@ def build_datasets(config: RunConfig, renderer: Renderer, *, for_training: bool 
     for_training: False prepares the evaluation sets alone. Writes data_report.json into output_dir. Raises DataError
     naming file, row, field, expected and found for bad rows, and when no token is left to learn from.
     """
+    disable_progress_bars()  # this room shows its own
     data = config.data
     settings = saved.Settings.of(config, renderer.fingerprint)
     if data.tokenized_path and saved.exists(Path(data.tokenized_path)):
