@@ -2,10 +2,10 @@
 
     python benchmarks/dpo_throughput.py
 
-Both train the same weights on the same tokens with the same batch size, optimizer and schedule, in float32 without
-gradient checkpointing, against the model without its adapter, each in a process of its own, in turn. Prompts are four
-times as long as answers. Pairs per second are measured over `train_runtime`, which the shared base class takes; the
-reference's log-probabilities, which llamafactory computes before that, are added to it. The loss is computed after
+Both train the same model and the same fresh adapter on the same tokens in the same order, with the same batch size,
+optimizer and schedule, in float32 without gradient checkpointing, against the model without its adapter, each in a
+process of its own, in turn. Prompts are four times as long as answers. Time is processor time of the training call; the
+reference's log-probabilities, which llamafactory may compute before that, are added to it. The loss is computed after
 training by one function for both.
 """
 
@@ -47,12 +47,22 @@ def options(work: Path, arguments: argparse.Namespace) -> dict[str, object]:
     """The run as llamafactory reads it; TRL gets the same numbers."""
     return {
         "model_name_or_path": str(work / "model"), "stage": "dpo", "do_train": True, "finetuning_type": "lora",
-        "lora_rank": 16, "dataset": "bench", "dataset_dir": str(work / "data"), "template": "chatml",
+        "adapter_name_or_path": str(work / "adapter"), "disable_shuffling": True, "template": "chatml",
+        "dataset": "bench", "dataset_dir": str(work / "data"),
         "cutoff_len": 2048, "output_dir": str(work / "out"), "overwrite_output_dir": True, "pref_beta": BETA,
         "per_device_train_batch_size": arguments.batch_size, "num_train_epochs": arguments.epochs,
         "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True,
         "disable_gradient_checkpointing": True, "seed": 1,
     }  # fmt: skip
+
+
+def write_adapter(work: Path) -> None:
+    """Write the fresh adapter that both contenders train."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(work / "model")
+    peft.get_peft_model(model, peft.LoraConfig(**LORA)).save_pretrained(work / "adapter")
 
 
 def tokenize(work: Path, arguments: argparse.Namespace) -> None:
@@ -76,26 +86,36 @@ def read_tokens(work: Path) -> list[dict[str, list[int]]]:
     return json.loads((work / "tokens.json").read_text(encoding="utf-8"))
 
 
+class Clock:
+    """Processor seconds spent in a method, whoever calls it."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.seconds, inner = 0.0, getattr(owner, name)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            start = time.process_time()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds += time.process_time() - start
+
+        setattr(owner, name, timed)
+
+
 def train_llamafactory(work: Path, arguments: argparse.Namespace) -> float:
+    import transformers
+
     from llamafactory import run_train
-    from llamafactory.training import stored_reference
+    from llamafactory.training.stored_reference import ReferenceStore
 
-    spent = 0.0
-    compute = stored_reference.ReferenceStore.add_to
-
-    def timed(self: object, datasets: object) -> object:
-        nonlocal spent
-        start = time.perf_counter()
-        found = compute(self, datasets)
-        spent = time.perf_counter() - start
-        return found
-
-    stored_reference.ReferenceStore.add_to = timed
-    return run_train(options(work, arguments) | {"overwrite_cache": True})["train_runtime"] + spent
+    clocks = [Clock(ReferenceStore, "add_to"), Clock(transformers.Trainer, "train")]
+    run_train(options(work, arguments) | {"overwrite_cache": True})
+    return sum(clock.seconds for clock in clocks)
 
 
 def train_trl(work: Path, arguments: argparse.Namespace) -> float:
     import peft
+    import transformers
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -110,18 +130,20 @@ def train_trl(work: Path, arguments: argparse.Namespace) -> float:
         output_dir=str(work / "out"), per_device_train_batch_size=arguments.batch_size, beta=BETA, max_length=None,
         num_train_epochs=arguments.epochs, learning_rate=1e-3, logging_steps=1, save_strategy="no", use_cpu=True,
         report_to="none", seed=1, gradient_checkpointing=False, bf16=False, lr_scheduler_type="linear",
+        train_sampling_strategy="sequential",
     )  # fmt: skip
     rows = [{"prompt": "", "chosen": "", "rejected": ""} | row for row in read_tokens(work)]
+    base = AutoModelForCausalLM.from_pretrained(work / "model")
+    clock = Clock(transformers.Trainer, "train")
     trainer = Tokenized(
-        model=AutoModelForCausalLM.from_pretrained(work / "model"),
+        model=peft.PeftModel.from_pretrained(base, work / "adapter", is_trainable=True),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(work / "model"),
-        peft_config=peft.LoraConfig(**LORA),
     )
-    runtime = trainer.train().metrics["train_runtime"]
+    trainer.train()
     trainer.save_model()
-    return runtime
+    return clock.seconds
 
 
 def loss_of(work: Path) -> float:
@@ -201,6 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         num_parameters = write_model(work / "model", SHAPES[arguments.shape])
+        write_adapter(work)
         write_pairs(work / "data", arguments.pairs)
         tokenize(work, arguments)
         tokens = read_tokens(work)
