@@ -76,9 +76,12 @@ def tokenize(work: Path, arguments: argparse.Namespace) -> None:
     bundle = load_tokenizer(config)
     pairs = []
     for row in build_datasets(config, build_renderer(bundle.tokenizer, config.template)).train:
-        start = sum(label == -100 for label in row["chosen_labels"])
-        found = {"prompt_ids": row["chosen_input_ids"][:start]}
-        pairs.append(found | {f"{side}_ids": row[f"{side}_input_ids"][start:] for side in ("chosen", "rejected")})
+        found = {}
+        for side in ("chosen", "rejected"):
+            learnt = [place for place, label in enumerate(row[f"{side}_labels"]) if label != -100]
+            found["prompt_ids"] = row[f"{side}_input_ids"][: learnt[0]]
+            found[f"{side}_ids"] = row[f"{side}_input_ids"][learnt[0] : learnt[-1] + 1]
+        pairs.append(found)
     (work / "tokens.json").write_text(json.dumps(pairs), encoding="utf-8")
 
 
