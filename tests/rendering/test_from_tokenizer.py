@@ -147,6 +147,25 @@ def test_tools_calls_and_results_go_to_the_template(fresh: Fresh, render_with: B
     assert [call.name for call in renderer.parse_tools('<tool_call>{"name": "f"}</tool_call>')] == ["f"]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("options", "learnt"), [({}, 0), ({"train_on_prompt": True}, 1), ({"mask_history": True}, 0)])
+def test_a_prompt_that_repeats_the_name_of_a_call_is_not_learnt_for_it(
+    fresh: Fresh, render_with: Build, options: dict[str, bool], learnt: int
+) -> None:
+    source = (
+        "{% set last = namespace(name='') %}{% for m in messages %}{% if m.tool_calls %}"
+        "{% set last.name = m.tool_calls[0].function.name %}"
+        "{{ '<|im_start|>assistant\n' + last.name + (m.tool_calls[0].function.arguments | tojson) + '<|im_end|>\n' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>functions.' + last.name + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    _, renderer = own(source, fresh, render_with)
+    call = Message("function", '{"name": "get_weather", "arguments": {"city": "Paris"}}')
+    asked, result, done = Message("user", "q"), Message("observation", "3"), Message("assistant", "It is 3.")
+    turns = renderer.render(Conversation((asked, call, result, done)), **options)
+    assert {piece.weight for turn in turns for piece in turn.source if piece.ids} == {learnt}
+
+
 def test_calls_that_a_template_leaves_out_are_an_error(fresh: Fresh, render_with: Build) -> None:
     _, renderer = own(CHATML.replace("m.content", "(m.content or '')"), fresh, render_with)
     with pytest.raises(DataError, match=r"leaves out a part of this conversation.*name a built-in template"):

@@ -153,11 +153,20 @@ def test_an_answer_left_open_is_continued(render_with: Build) -> None:
     assert written.endswith("<|im_start|>assistant\nHel")
 
 
-def test_tool_results_have_their_place(render_with: Build) -> None:
-    renderer = render_with("llama3")
-    messages = (Message("user", "a"), Message("assistant", "b"), Message("observation", "1"))
-    conversation = Conversation(messages)
-    assert Go(renderer.to_ollama()).run(given(conversation)) == renderer.text(conversation, generation=True)
+CALLED = (Message("user", "a"), Message("assistant", "b"))
+RESULTS = [
+    Conversation((*CALLED, *(Message("observation", text) for text in "12"[:count]), *then))
+    for count in (1, 2)
+    for then in ((), (Message("assistant", "c"), Message("user", "d")))
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tool_results_have_their_place(name: str, render_with: Build) -> None:
+    renderer = render_with(name)
+    go = Go(renderer.to_ollama())
+    for conversation in RESULTS:
+        assert go.run(given(conversation)) == renderer.text(conversation, generation=True)
 
 
 def test_the_default_system_prompt_is_part_of_the_template(render_with: Build) -> None:
@@ -209,7 +218,7 @@ func main() {
     for name in NAMES:
         for enable in (True, False):
             renderer = render_with(name, enable_thinking=enable)
-            for dialogue in DIALOGUES:
+            for dialogue in (*DIALOGUES, *RESULTS):
                 jobs.append({"Template": renderer.to_ollama(), "Data": given(dialogue)})
                 expected.append(renderer.text(dialogue, generation=True))
     done = subprocess.run(

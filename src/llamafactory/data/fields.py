@@ -149,7 +149,7 @@ def check_calls(content: str, source: str, field: str) -> None:
         if not text:
             raise bad_field(source, field, expected="JSON tool calls", found=content)
         return
-    expected = 'JSON such as {"name": ..., "arguments": {...}}, or a list of these'
+    expected = 'JSON such as {"name": ..., "arguments": {...}} (arguments may be left out), or a list of these'
     try:
         calls = json.loads(text)
     except json.JSONDecodeError as error:
@@ -157,12 +157,12 @@ def check_calls(content: str, source: str, field: str) -> None:
             source, field, expected=expected, found=content, fix=f"{error.msg} at character {error.pos}"
         ) from error
     for call in calls if isinstance(calls, list) else [calls]:
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise bad_field(source, field, expected=expected, found=call)
 
 
-def loss_of(message: Row, source: str, field: str) -> float | None:
-    """The loss weight that a message gives itself under `loss` or `weight`."""
+def loss_of(message: Row, source: str, field: str = "") -> float | None:
+    """The loss weight that a message (or, without `field`, a row) gives itself under `loss` or `weight`."""
     value = message.get("loss")
     key = "loss"
     if value is None:
@@ -171,7 +171,28 @@ def loss_of(message: Row, source: str, field: str) -> float | None:
         return None
     if isinstance(value, bool | int | float) and value >= 0:
         return float(value)
-    raise bad_field(source, f"{field}.{key}", expected="true, false or a number from 0 upwards", found=value)
+    place = f"{field}.{key}" if field else key
+    raise bad_field(source, place, expected="true, false or a number from 0 upwards", found=value)
+
+
+def row_loss_of(row: Row, entry: DatasetEntry, source: str) -> float | None:
+    """The loss weight that a row gives its last answer; a column that the entry names holds something else."""
+    if "loss" not in row and "weight" not in row:
+        return None
+    named = entry.columns.names().values()
+    return loss_of({key: row.get(key) for key in ("loss", "weight") if key not in named}, source)
+
+
+def _check_unweighted(answer: Message, source: str, field: str) -> None:
+    """Refuse a loss weight where whole answers are compared or judged."""
+    if answer.loss not in {None, 1.0}:
+        raise bad_field(
+            source,
+            field,
+            expected="an answer without a loss weight, which has no meaning where whole answers are compared or judged",
+            found=answer.loss,
+            fix="remove `loss` and `weight` from the row",
+        )
 
 
 def assemble(
@@ -184,6 +205,7 @@ def assemble(
     if kind == "conversation":
         return conversation
     if kind == "feedback":
+        _check_unweighted(messages[-1], source, "loss")
         return Feedback(conversation, judgement_of(row, entry, source))
     if kind == "text":
         return Text(messages[0].content, source)
@@ -196,7 +218,9 @@ def assemble(
 
 
 def prefer(prompt: Conversation, chosen: Message, rejected: Message, source: str) -> Preference:
-    """Make a preference; the two answers must differ. Raises DataError otherwise."""
+    """Make a preference; the two answers must differ and carry no weights. Raises DataError otherwise."""
+    for field, answer in (("chosen", chosen), ("rejected", rejected)):
+        _check_unweighted(answer, source, field)
     if chosen.content == rejected.content and chosen.role == rejected.role:
         raise bad_field(
             source,

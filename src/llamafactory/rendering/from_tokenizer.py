@@ -74,21 +74,28 @@ class TokenizerDialect:
         self.stop_ids = tuple(token for token in stops if isinstance(token, int))
 
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
-        """Write a whole conversation. Raises DataError when the template refuses it or hides where its answers lie."""
+        """Write a whole conversation; what a prompt repeats of an answer weighs as the prompt.
+
+        Raises DataError when the template refuses the conversation or hides where its answers lie.
+        """
         groups = list(exchanges(conversation, open_end=mode.generation))
         plan, texts = self._read(conversation, open_end=mode.generation)
         last_answer = groups[-1].answer
         weights = [self._weight(conversation, text.owner, mode, last_answer) for text in texts]
+        asked = [
+            mode.prompt_weight if _is_answer(conversation, text.owner) else weight
+            for text, weight in zip(texts, weights, strict=True)
+        ]
         for exchange, turn in zip(groups, plan.turns, strict=True):
             layout.source()
-            self._write(layout, turn.source, (texts, weights), mode.prompt_weight)
+            self._write(layout, turn.source, (texts, asked), mode.prompt_weight)
             if exchange.answer is not None:
                 layout.target()
                 weight = mode.weight(exchange.answer, last=exchange.last)
                 self._write(layout, turn.target, (texts, weights), weight)
                 if not turn.stops:
                     layout.unstopped(weight)
-        self._write(layout, plan.tail, (texts, weights), 0.0)
+        self._write(layout, plan.tail, (texts, asked), 0.0)
         layout.finish()
 
     def write_alternative(self, layout: Layout, conversation: Conversation, other: Message) -> None:
@@ -309,6 +316,10 @@ class TokenizerDialect:
             marks=tuple(mark(number) for number, text in enumerate(chat.texts) if text.owner == index and text.text),
             called=conversation.messages[index].role == "function",
         )
+
+
+def _is_answer(conversation: Conversation, owner: int) -> bool:
+    return owner >= 0 and conversation.messages[owner].role in TRAINED_ROLES
 
 
 def _thought(parts: Answer) -> str:

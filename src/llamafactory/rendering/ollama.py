@@ -22,7 +22,9 @@ class Frame:
 
     prefix: before everything. system: around the system prompt, or None when the template takes none; `merged` puts it
     in front of the first user text, `prefix_in_system` means its text begins with the prefix already. generation opens
-    an answer, empty_thought follows it where an answer is to be made. default_system: used when there is none.
+    an answer, `tool_generation` does so after a tool result (None: the same text), and empty_thought follows them where
+    an answer is to be made. tool: around a tool result; with a tool_separator, results in a row share it and have the
+    separator between them. default_system: used when there is none.
     """
 
     user: Around
@@ -31,6 +33,8 @@ class Frame:
     prefix: str = ""
     system: Around | None = None
     tool: Around | None = None
+    tool_separator: str | None = None
+    tool_generation: str | None = None
     default_system: str = ""
     merged: bool = False
     prefix_in_system: bool = False
@@ -76,18 +80,58 @@ def _system_value(frame: Frame, name: str) -> str:
 
 def _messages(frame: Frame, repeated: str) -> str:
     opening = "{{ if $started }}" + _text(repeated) + "{{ end }}{{ $started = true }}" if repeated else ""
-    asked = _LAST + _text(frame.generation + frame.empty_thought) + "{{ end }}"
     counted = TURN_MARK in frame.user[0] + frame.user[1]
     text = "{{ $first := true }}" if frame.merged else ""
     text += '{{ $turns := "." }}' if counted else ""
+    text += "{{ $result := false }}" if _remembers_results(frame) else ""
     text += "{{ range $i, $message := .Messages }}"
-    text += '{{ if eq .Role "user" }}' + opening + _around(frame.user, _merged(frame) + "{{ .Content }}") + asked
-    if frame.tool is not None:
-        text += '{{ else if eq .Role "tool" }}' + _around(frame.tool, "{{ .Content }}") + asked
-    text += '{{ else if eq .Role "assistant" }}' + _text(frame.generation + frame.answer[0]) + "{{ .Content }}"
+    user = _around(frame.user, _merged(frame) + "{{ .Content }}") + _asked(frame.generation + frame.empty_thought)
+    text += '{{ if eq .Role "user" }}' + _after_result(frame, "") + opening + user
+    text += _tool(frame)
+    text += '{{ else if eq .Role "assistant" }}' + _after_result(frame, frame.generation)
+    text += _text(frame.answer[0]) + "{{ .Content }}"
     text += _LAST + "{{ else }}" + _text(frame.answer[1]) + "{{ end }}"
     text += '{{ $turns = printf "%s." $turns }}' if counted else ""
     return text + "{{ end }}{{ end }}"
+
+
+def _asked(text: str) -> str:
+    """What follows the last message, to be answered."""
+    return _LAST + _text(text) + "{{ end }}"
+
+
+def _remembers_results(frame: Frame) -> bool:
+    """True when text depends on whether the message before was a tool result."""
+    return frame.tool is not None and (frame.tool_separator is not None or frame.tool_generation is not None)
+
+
+def _tool(frame: Frame) -> str:
+    """The branch of a tool result. One that shares its frame is closed by what follows."""
+    if frame.tool is None:
+        return ""
+    opened = (frame.generation if frame.tool_generation is None else frame.tool_generation) + frame.empty_thought
+    if frame.tool_separator is None:
+        written = _around(frame.tool, "{{ .Content }}") + _asked(opened)
+    else:
+        start = "{{ if $result }}" + _text(frame.tool_separator) + "{{ else }}" + _text(frame.tool[0]) + "{{ end }}"
+        written = start + "{{ .Content }}" + _asked(frame.tool[1] + opened)
+    remember = "{{ $result = true }}" if _remembers_results(frame) else ""
+    return '{{ else if eq .Role "tool" }}' + written + remember
+
+
+def _after_result(frame: Frame, generation: str) -> str:
+    """`generation`, or what takes its place after a tool result, whose shared frame is closed."""
+    if frame.tool is None or not _remembers_results(frame):
+        return _text(generation)
+    closing = "" if frame.tool_separator is None else frame.tool[1]
+    later = generation if frame.tool_generation is None or not generation else frame.tool_generation
+    return (
+        "{{ if $result }}"
+        + _text(closing + later)
+        + "{{ else }}"
+        + _text(generation)
+        + "{{ end }}{{ $result = false }}"
+    )
 
 
 def _merged(frame: Frame) -> str:

@@ -119,6 +119,8 @@ class SlotDialect:
             merged=template.system_style == "merged",
             user=self._around(template.user),
             tool=self._around(template.observation or template.user),
+            tool_separator=self._spell_or_none(template.observation_separator),
+            tool_generation=self._spell_or_none(template.observation_generation),
             generation=self._spell(template.generation),
             answer=self._around(template.assistant),
             default_system=template.default_system,
@@ -132,6 +134,9 @@ class SlotDialect:
 
     def _spell(self, slot: Slot) -> str:
         return "".join(_spell(part, self._encoder) for part in slot)
+
+    def _spell_or_none(self, slot: Slot | None) -> str | None:
+        return None if slot is None else self._spell(slot)
 
     def _system_writer(self, layout: Layout, conversation: Conversation, weight: float) -> Writer | None:
         system = conversation.system or self.template.default_system

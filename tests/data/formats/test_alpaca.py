@@ -15,6 +15,7 @@ from llamafactory.rendering.records import Conversation, Feedback, Message, Pref
 
 MakeEntry = Callable[..., DatasetEntry]
 ROW = {"instruction": "Add.", "input": "1 2", "output": "3"}
+UNWEIGHTED = "an answer without a loss weight, which has no meaning where whole answers are compared or judged"
 
 
 def test_conversation(make_entry: MakeEntry) -> None:
@@ -63,6 +64,31 @@ def test_other_kinds(make_entry: MakeEntry) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("keys", "loss"),
+    [
+        ({}, None),
+        ({"loss": False}, 0.0),
+        ({"weight": 0.5}, 0.5),
+        ({"loss": 0.5, "weight": 2}, 0.5),
+        ({"loss": None}, None),
+    ],
+)
+def test_a_rows_weight_is_its_last_answers(make_entry: MakeEntry, keys: dict[str, object], loss: float | None) -> None:
+    row = {**ROW, "past": [["a", "b"]], **keys}
+    record = to_record(row, make_entry(columns={"history": "past"}), "s:1", stage_kind="conversation")
+    assert isinstance(record, Conversation)
+    assert [message.loss for message in record.messages] == [None, None, None, loss]
+
+
+def test_a_column_the_entry_names_is_no_weight(make_entry: MakeEntry) -> None:
+    record = to_record(
+        {**ROW, "weight": "70 kg"}, make_entry(columns={"query": "weight"}), "s:1", stage_kind="conversation"
+    )
+    assert isinstance(record, Conversation)
+    assert (record.messages[0].content, record.messages[1].loss) == ("Add.\n70 kg", None)
+
+
 @pytest.mark.parametrize(("spelled", "value"), [("True", True), ("0", False), (1, True), ("false", False)])
 def test_spelled_judgement(make_entry: MakeEntry, spelled: object, value: bool) -> None:
     entry = make_entry(columns={"kto_tag": "ok"})
@@ -96,6 +122,9 @@ def test_media_paths_are_found_and_counted(tmp_path: Path) -> None:
         ({"ok": None}, "feedback", "ok", "true or false", "nothing"),
         ({"good": "a", "bad": "a"}, "preference", "rejected", "an answer that differs from the chosen one", "str 'a'"),
         ({"good": "a"}, "preference", "bad", "text", "nothing"),
+        ({"loss": "x"}, "conversation", "loss", "true, false or a number from 0 upwards", "str 'x'"),
+        ({"good": "a", "bad": "b", "weight": 0.5}, "preference", "chosen", UNWEIGHTED, "float 0.5"),
+        ({"ok": True, "loss": False}, "feedback", "loss", UNWEIGHTED, "float 0.0"),
     ],
 )
 def test_bad_rows_are_named(

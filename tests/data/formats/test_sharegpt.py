@@ -59,6 +59,37 @@ def test_loss_of_a_message(entry: DatasetEntry, keys: dict[str, object], loss: f
     assert record.messages[1].loss == loss
 
 
+def test_a_rows_weight_yields_to_that_of_its_last_answer(entry: DatasetEntry) -> None:
+    turns = talk(("human", "q"), ("gpt", "a"), ("human", "q"), ("gpt", "b"))
+    for own, loss in ({}, 0.5), ({"weight": 0.25}, 0.25):
+        row = {"conversations": [*turns[:-1], {**turns[-1], **own}], "weight": 0.5}
+        record = to_record(row, entry, "s:1", stage_kind="conversation")
+        assert isinstance(record, Conversation)
+        assert [message.loss for message in record.messages] == [None, None, None, loss]
+
+
+def test_weights_of_compared_and_judged_answers_are_refused(make_entry: MakeEntry, entry: DatasetEntry) -> None:
+    pairs = make_entry(formatting="sharegpt", ranking=True, columns={"chosen": "good", "rejected": "bad"})
+    good, bad = talk(("gpt", "a"), ("gpt", "b"))
+    row = {"conversations": talk(("human", "q")), "good": {**good, "loss": True}, "bad": bad}
+    assert isinstance(to_record(row, pairs, "s:1", stage_kind="preference"), Preference)
+    with pytest.raises(RowError, match=r"'chosen': expected an answer without a loss weight.*remove `loss`"):
+        to_record({**row, "good": {**good, "weight": 0.25}}, pairs, "s:1", stage_kind="preference")
+    with pytest.raises(RowError, match=r"'rejected': expected an answer without a loss weight"):
+        to_record({**row, "bad": {**bad, "loss": False}}, pairs, "s:1", stage_kind="preference")
+    judged = {"conversations": [*talk(("human", "q")), {**good, "weight": 0.25}], "ok": True}
+    with pytest.raises(RowError, match=r"expected an answer without a loss weight"):
+        to_record(judged, entry, "s:1", stage_kind="feedback")
+
+
+def test_results_of_several_calls_and_calls_without_arguments(entry: DatasetEntry) -> None:
+    turns = talk(("human", "q"), ("function_call", '[{"name": "f"}, {"name": "g"}]'))
+    turns += talk(("observation", "1"), ("observation", "2"), ("gpt", "a"))
+    record = to_record({"conversations": turns}, entry, "s:1", stage_kind="conversation")
+    assert isinstance(record, Conversation)
+    assert [message.content for message in record.messages[2:]] == ["1", "2", "a"]
+
+
 def test_preference(make_entry: MakeEntry) -> None:
     entry = make_entry(formatting="sharegpt", ranking=True, columns={"chosen": "good", "rejected": "bad"})
     row = {"conversations": talk(("human", "q")), "good": talk(("gpt", "a"))[0], "bad": talk(("gpt", "b"))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamafactory.data.catalog import DatasetEntry
-from llamafactory.data.fields import assemble, bad_field, media_of, prefer, text_of, tools_of
+from llamafactory.data.fields import assemble, bad_field, media_of, prefer, row_loss_of, text_of, tools_of
 from llamafactory.data.kinds import Kind
 from llamafactory.data.sources import Row
 from llamafactory.rendering.records import Conversation, Message, Record, Text
@@ -17,11 +17,12 @@ def to_record(row: Row, entry: DatasetEntry, source: str, *, stage_kind: Kind) -
     question = f"{prompt}\n{query}" if prompt and query else prompt or query
     if stage_kind == "text":
         return Text(question, source)
+    loss = row_loss_of(row, entry, source)
     messages = [*_history(row, columns.history, source), Message("user", question)]
     if stage_kind != "preference":
         answer = text_of(row, columns.response, source, required=stage_kind != "prompt")
         if answer or stage_kind != "prompt":
-            messages.append(Message("assistant", answer))
+            messages.append(Message("assistant", answer, loss))
     conversation = Conversation(
         tuple(messages),
         system=text_of(row, columns.system, source),
@@ -30,8 +31,8 @@ def to_record(row: Row, entry: DatasetEntry, source: str, *, stage_kind: Kind) -
         source=source,
     )
     if stage_kind == "preference":
-        chosen = Message("assistant", text_of(row, columns.chosen or "chosen", source, required=True))
-        rejected = Message("assistant", text_of(row, columns.rejected or "rejected", source, required=True))
+        chosen = Message("assistant", text_of(row, columns.chosen or "chosen", source, required=True), loss)
+        rejected = Message("assistant", text_of(row, columns.rejected or "rejected", source, required=True), loss)
         return prefer(conversation, chosen, rejected, source)
     return assemble(stage_kind, messages, conversation, row=row, entry=entry, source=source)
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from llamafactory.data.catalog import DatasetEntry, Tags
 from llamafactory.data.fields import bad_field, loss_of, text_of
-from llamafactory.data.formats.sharegpt import check_end, message_list, order_error, to_kind, to_message
+from llamafactory.data.formats.sharegpt import check_end, check_order, message_list, to_kind, to_message
 from llamafactory.data.kinds import Kind
 from llamafactory.data.sources import Row
-from llamafactory.rendering.records import TRAINED_ROLES, Message, Record, Text
+from llamafactory.rendering.records import Message, Record, Text
 
 
 def to_record(row: Row, entry: DatasetEntry, source: str, *, stage_kind: Kind) -> Record:
@@ -28,7 +28,7 @@ def to_record(row: Row, entry: DatasetEntry, source: str, *, stage_kind: Kind) -
     messages = [_message(item, tags, source, f"{column}[{at}]") for at, item in enumerate(items[start:], start)]
     if stage_kind == "text" and len(messages) == 1:
         return Text(messages[0].content, source)
-    _check_order(messages, source, column=column, start=start)
+    check_order(messages, source, column=column, start=start)
     check_end(messages, source, column=column, kind=stage_kind)
     return to_kind(row, entry, source, messages=messages, system=system, kind=stage_kind)
 
@@ -89,20 +89,3 @@ def _call(call: object, source: str, field: str) -> dict[str, object]:
     if not isinstance(arguments, Mapping):
         raise bad_field(source, f"{field}.function.arguments", expected="a JSON object", found=arguments)
     return {"name": function["name"], "arguments": arguments}
-
-
-def _check_order(messages: Sequence[Message], source: str, *, column: str, start: int) -> None:
-    """Sides alternate, except that several tool results may follow each other."""
-    before: Message | None = None
-    for at, message in enumerate(messages, start):
-        answers = message.role in TRAINED_ROLES
-        if before is None:
-            wrong = answers
-        elif before.role == message.role == "observation":
-            wrong = False
-        else:
-            wrong = answers == (before.role in TRAINED_ROLES)
-        if wrong:
-            due = before is not None and before.role not in TRAINED_ROLES
-            raise order_error(message, source, f"{column}[{at}]", answer_due=due)
-        before = message

@@ -1,9 +1,10 @@
-"""sharegpt: a list of messages that alternate strictly between the asking and the answering side."""
+"""sharegpt: a list of messages that alternate between the asking and the answering side."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llamafactory.data.catalog import DatasetEntry, Tags
 from llamafactory.data.fields import (
@@ -14,6 +15,7 @@ from llamafactory.data.fields import (
     media_of,
     missing_field,
     prefer,
+    row_loss_of,
     text_of,
     tools_of,
 )
@@ -35,7 +37,7 @@ def to_record(row: Row, entry: DatasetEntry, source: str, *, stage_kind: Kind) -
     if stage_kind == "text" and len(items) - start == 1:
         return Text(content_of(items[start], tags, source, f"{column}[{start}]"), source)
     messages = [to_message(item, tags, source, f"{column}[{at}]") for at, item in enumerate(items[start:], start)]
-    _check_alternation(messages, source, column=column, start=start)
+    check_order(messages, source, column=column, start=start)
     check_end(messages, source, column=column, kind=stage_kind)
     return to_kind(row, entry, source, messages=messages, system=system, kind=stage_kind)
 
@@ -45,10 +47,12 @@ def to_kind(
 ) -> Record:
     """Make the record of the asked kind from checked messages."""
     columns = entry.columns
+    loss = row_loss_of(row, entry, source)
+    messages = [*messages[:-1], _weighed(messages[-1], loss)]
     answers = []
     if kind == "preference":
         names = (columns.chosen or "chosen", columns.rejected or "rejected")
-        answers = [_answer(row, name, entry.tags, source) for name in names]
+        answers = [_weighed(_answer(row, name, entry.tags, source), loss) for name in names]
     conversation = Conversation(
         tuple(messages),
         system=system,
@@ -130,14 +134,31 @@ def _role(item: Row, tags: Tags, source: str, field: str) -> Role:
     )
 
 
-def _check_alternation(messages: Sequence[Message], source: str, *, column: str, start: int) -> None:
-    for at, message in enumerate(messages):
+def _weighed(message: Message, loss: float | None) -> Message:
+    """An answer with the weight of its row, unless it has its own."""
+    if loss is None or message.loss is not None or message.role not in TRAINED_ROLES:
+        return message
+    return replace(message, loss=loss)
+
+
+def check_order(messages: Sequence[Message], source: str, *, column: str, start: int) -> None:
+    """Sides alternate, except that several tool results may follow each other."""
+    before: Message | None = None
+    for at, message in enumerate(messages, start):
         answers = message.role in TRAINED_ROLES
-        if answers != bool(at % 2):
-            raise order_error(message, source, f"{column}[{at + start}]", answer_due=bool(at % 2))
+        if before is None:
+            wrong = answers
+        elif before.role == message.role == "observation":
+            wrong = False
+        else:
+            wrong = answers == (before.role in TRAINED_ROLES)
+        if wrong:
+            due = before is not None and before.role not in TRAINED_ROLES
+            raise _order_error(message, source, f"{column}[{at}]", answer_due=due)
+        before = message
 
 
-def order_error(message: Message, source: str, field: str, *, answer_due: bool) -> DataError:
+def _order_error(message: Message, source: str, field: str, *, answer_due: bool) -> DataError:
     """Complain about a message on the wrong side of the dialogue."""
     expected = "an assistant or function message" if answer_due else "a user or observation message"
     return bad_field(
