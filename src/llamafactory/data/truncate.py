@@ -1,13 +1,15 @@
 """Making an example fit: cutting turns to a token limit without ever splitting the template's own tokens.
 
 A truncated answer ends where it was cut: the stop token that followed it is dropped with the rest, so no false ending
-is learnt. Knows turns and pieces, not the text they came from.
+is learnt. A whole one learns to stop, by a stop token of its own (`Turn.stop`) if the one that would have taught it is
+dropped. Knows turns and pieces, not the text they came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llamafactory.errors import DataError
 from llamafactory.rendering.tokens import Piece, Turn
@@ -59,15 +61,20 @@ def truncate(turns: Sequence[Turn], limit: int, policy: str, *, keep_last: bool 
     if policy == "drop":
         return Cut((), truncated=True)
     if policy == "prompt":
-        return Cut(_keep_answers(turns, limit), truncated=True)
+        return Cut(_forget_stops(_keep_answers(turns, limit)), truncated=True)
     cut = _cut_balanced if policy == "balanced" else _cut_tail
-    ordered = tuple(reversed(turns)) if keep_last else tuple(turns)
-    kept = _fill(ordered, limit, cut)
-    return Cut(tuple(reversed(kept)) if keep_last else kept, truncated=True)
+    if keep_last:
+        kept, _ = _fill(turns[::-1], limit, partial(_cut_inside, cut))
+        return Cut(_forget_stops(kept[::-1]), truncated=True)
+    return Cut(tuple(_end(*_fill(turns, limit, cut), cut)), truncated=True)
 
 
-def _fill(turns: Sequence[Turn], limit: int, cut: Callable[[Turn, int, bool], Turn | None]) -> tuple[Turn, ...]:
-    """Take turns in order while tokens are left; `cut(turn, room, first)` shortens the one that does not fit."""
+CutTurn = Callable[[Turn, int, bool], Turn | None]
+"""`cut(turn, room, first)` shortens a turn to `room` tokens, its stop token included; None when too little is left."""
+
+
+def _fill(turns: Sequence[Turn], limit: int, cut: CutTurn) -> tuple[list[Turn], int]:
+    """Take turns in order while tokens are left, the one that does not fit shortened; and the tokens left over."""
     kept: list[Turn] = []
     room = limit
     for turn in turns:
@@ -78,22 +85,63 @@ def _fill(turns: Sequence[Turn], limit: int, cut: Callable[[Turn, int, bool], Tu
         room -= len(short)
         if short is not turn:
             break
+    return kept, room
+
+
+def _end(kept: list[Turn], room: int, cut: CutTurn) -> list[Turn]:
+    """Write out the stop of a last turn whose next prompt was dropped; a turn without room for it is cut or dropped."""
+    while kept and kept[-1].stop:
+        last = kept.pop()
+        room += len(last)
+        short = Turn(last.source, (*last.target, *last.stop)) if len(last) < room else cut(last, room, not kept)
+        if short is not None:
+            kept.append(short)
+    return kept
+
+
+def _cut_inside(cut: CutTurn, turn: Turn, room: int, first: bool) -> Turn | None:
+    """Shorten a turn that others follow: the next prompt still teaches its stop, if its answer is whole."""
+    short = cut(replace(turn, stop=()), room, first)
+    return replace(short, stop=turn.stop) if short is not None and short.target == turn.target else short
+
+
+def _forget_stops(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Unlearn the stop that the first token of a prompt teaches when the answer before it was dropped or cut."""
+    kept = []
+    whole = False
+    for turn in turns:
+        if turn.source and turn.source[0].labels and not whole:
+            first = replace(turn.source[0], weight=0.0, labels=None)
+            turn = replace(turn, source=(first, *turn.source[1:]))
+        kept.append(turn)
+        whole = bool(turn.stop)
     return tuple(kept)
 
 
 def _cut_balanced(turn: Turn, room: int, first: bool) -> Turn | None:
-    source, target = share(_length(turn.source), _length(turn.target), room)
+    answer = (*turn.target, *turn.stop)
+    source, target = share(_length(turn.source), _length(answer), room)
     fixed = _control_length(turn.source)
     if source < fixed:
         source, target = fixed, room - fixed
-    short = Turn(cut_prompt(turn.source, source), cut_end(turn.target, target))
-    return short if target > 0 and short.target else None
+    return _shorten(turn, source, target)
 
 
 def _cut_tail(turn: Turn, room: int, first: bool) -> Turn | None:
-    left = room - _length(turn.source)
-    target = cut_end(turn.target, left) if first and left > 0 else ()
-    return Turn(turn.source, target) if target else None
+    source = _length(turn.source)
+    return _shorten(turn, source, room - source) if first else None
+
+
+def _shorten(turn: Turn, source: int, target: int) -> Turn | None:
+    """Cut the sides to these lengths. An answer short of nothing but its `stop` gets it for a token of the prompt.
+
+    A prompt without text has none to give; then the answer loses a token instead, so that it is not whole.
+    """
+    if turn.stop and target == _length(turn.target):
+        spare = source > _control_length(turn.source)
+        source, target = (source - 1, target + 1) if spare else (source, target - 1)
+    answer = cut_end((*turn.target, *turn.stop), target) if target > 0 else ()
+    return Turn(cut_prompt(turn.source, source), answer) if answer else None
 
 
 def _keep_answers(turns: Sequence[Turn], limit: int) -> tuple[Turn, ...]:

@@ -192,7 +192,22 @@ def to_turns(groups: Sequence[Sequence[Draft]], encoder: TextEncoder, eos_id: in
     segments = [item for side in sides.values() for item in side if isinstance(item, Segment)]
     encoded = dict(zip(map(id, segments), _encode(segments, encoder, eos_id), strict=True))
     done = {key: _join(side, encoded) for key, side in sides.items()}
-    return [[Turn(done[id(draft.source)], done[id(draft.target)]) for draft in drafts] for drafts in groups]
+    return [_turns(drafts, done) for drafts in groups]
+
+
+def _turns(drafts: Sequence[Draft], done: dict[int, tuple[Piece, ...]]) -> list[Turn]:
+    """Drafts as turns, each with the stop that the prompt behind it teaches."""
+    sources = [done[id(draft.source)] for draft in drafts]
+    stops = [*map(_stop_taught_by, sources[1:]), ()]
+    return [
+        Turn(source, done[id(draft.target)], stop) for source, draft, stop in zip(sources, drafts, stops, strict=False)
+    ]
+
+
+def _stop_taught_by(source: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """The stop token that a prompt's first token stands for, or none."""
+    labels = source[0].labels if source else None
+    return (Piece(labels, source[0].weight, control=True),) if labels else ()
 
 
 def _join(side: Iterable[Item], encoded: dict[int, list[Piece]]) -> tuple[Piece, ...]:

@@ -28,10 +28,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A prompt part (system, user, tool results, generation prompt) and the answer that follows it."""
+    """A prompt part (system, user, tool results, generation prompt) and the answer that follows it.
+
+    stop: not part of the turn. Where the first token of the next prompt teaches this answer to stop, the end token that
+    takes over when that prompt is dropped.
+    """
 
     source: tuple[Piece, ...]
     target: tuple[Piece, ...]
+    stop: tuple[Piece, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(piece.ids) for piece in (*self.source, *self.target))
