@@ -96,6 +96,14 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "dpo_label_smoothing: 0.1 with pref_loss: ipo: only the losses sigmoid and robust are smoothed",
     ),
     (
+        {**TRAIN, "stage": "dpo", "pref_loss": "kto_pair", "pref_bco_weight": 1},
+        "pref_bco_weight: 1 with pref_loss: kto_pair: BCO is not mixed into kto_pair",
+    ),
+    (
+        {**TRAIN, "stage": "dpo", "ref_model_adapters": "a"},
+        "ref_model_adapters: a with ref_model: (not set): the adapters of a reference model need that model",
+    ),
+    (
         {**TRAIN, "stage": "orpo", "pref_bco_weight": 1},
         "pref_bco_weight: 1 with pref_loss: orpo: BCO compares with a ref",
     ),

@@ -85,3 +85,12 @@ def test_entropy_is_measured_in_nats() -> None:
     entropy = BeforeUpdate().token_stats(logits, torch.zeros(2, dtype=torch.long), None)["entropy"]
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert entropy.tolist() == pytest.approx([math.log(4), expected])
+
+
+def test_a_sequence_that_left_the_policy_far_behind_adds_nothing() -> None:
+    found = scores([math.exp(80.0), math.exp(80.0), 1.0], [0.0, 0.0, 0.0])
+    found = Scores(found.logps * 2, found.targets, found.rows, found.weights, values=found.values)  # e^160 is infinite
+    output = Ppo(value_weight=0.0)(found, batch(advantages=torch.tensor([-1.0, -1.0, 2.0])))
+    assert output.loss_sum.item() == pytest.approx(-2.0)
+    output.loss_sum.backward()
+    assert torch.isfinite(output.loss_sum)

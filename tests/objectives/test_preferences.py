@@ -222,3 +222,18 @@ def _prompt_and_answers(row: dict[str, Any]) -> dict[str, list[int]]:
     start = sum(label == -100 for label in row["chosen_labels"])
     found = {"prompt_ids": row["chosen_input_ids"][:start]}
     return found | {f"{side}_ids": row[f"{side}_input_ids"][start:] for side in ("chosen", "rejected")}
+
+
+def test_an_update_without_desirable_answers_has_finite_gradients() -> None:
+    terms = {"desirable": torch.zeros(4).bool(), "desirable_share": torch.tensor(0.0)}
+    logps = LOGPS.clone().requires_grad_()
+    Kto(beta=0.5, ftx=2.0)(scores(logps, REFERENCE), FEEDBACK | terms).loss_sum.backward()
+    assert logps.grad is not None and logps.grad.isfinite().all()
+
+
+def test_the_odds_of_a_near_certain_answer_are_exact() -> None:
+    chosen, rejected = -1e-4, -2.0
+    odds = math.log(math.expm1(-chosen)) + chosen, math.log(math.expm1(-rejected)) + rejected
+    expected = math.log1p(math.exp(-((chosen - rejected) - (odds[0] - odds[1]))))
+    found = orpo.odds_ratio(torch.tensor([chosen]), torch.tensor([rejected]))
+    assert found.item() == pytest.approx(expected, rel=1e-5)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafactory.errors import ConfigError, LlamaFactoryError, ModelError
 from llamafactory.inference.chat_model import ChatModel
+from llamafactory.models.start import START_FILE
 from llamafactory.models.value_head import attach_value_head, head_state, save_value_head
 from llamafactory.recipes.train import run_train
 
@@ -186,4 +187,19 @@ def test_a_reward_adapter_of_another_base_is_refused(
     text = file.read_text(encoding="utf-8").replace('"r": 2', '"r": 3')
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=r"does not fit the policy's base model"):
+        run_train(options | {"reward_model": str(adapter)})
+
+
+def test_a_reward_adapter_that_changes_its_base_is_refused(
+    options: dict[str, object], model_dir: Path, tmp_path: Path
+) -> None:
+    adapter = reward_adapter(model_dir, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) | {"init_lora_weights": "pissa"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"trained on a changed base .*pissa_convert: true"):
+        run_train(options | {"reward_model": str(adapter)})
+    (adapter / START_FILE).touch()
+    file.write_text(json.dumps(content | {"init_lora_weights": True}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"trained on a changed base"):
         run_train(options | {"reward_model": str(adapter)})

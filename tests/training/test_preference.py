@@ -14,7 +14,7 @@ from tests.training.test_resume import Crash, CrashAt
 from tests.training.test_splits import BASE, close, run_group
 from torch import nn
 
-from llamafactory.errors import ConfigError
+from llamafactory.errors import CheckpointError, ConfigError
 from llamafactory.objectives import STAGES
 from llamafactory.training.reference import FrozenCopy
 from llamafactory.training.trainer import Trainer
@@ -53,6 +53,7 @@ def test_splitting_an_update_changes_nothing(tmp_path: Path, name: str) -> None:
     logs = []
     for size, accumulation in ((4, 1), (1, 4)):
         split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        split |= {"learning_rate": 2e-3}  # Adam makes much of the rounding of small gradients
         trainer = preference_trainer(tmp_path / str(size), **LOSSES[name], **split)
         trainer.train()
         logs.append(logged(trainer, *NAMES))
@@ -175,3 +176,22 @@ def test_dropout_is_switched_off(tmp_path: Path) -> None:
     preference_trainer(tmp_path, model, stage="dpo")
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0}
     assert model.base_model.model.model.layers[0].self_attn.attention_dropout == 0.0
+
+
+def test_the_shift_of_bco_is_the_mean_of_the_rewards_the_loss_sees(tmp_path: Path) -> None:
+    """Also where the loss weighs tokens: after the first update, delta is not that of the plain sums."""
+    options = {"stage": "dpo", "pref_bco_weight": 0.5, "ld_alpha": 0.0, "max_steps": 3, "learning_rate": 0.05}
+    trainer = preference_trainer(tmp_path, per_device_train_batch_size=10, gradient_accumulation_steps=1, **options)
+    trainer.train()
+    rewards = [sum(pair) / 2 for _, *pair in logged(trainer, "rewards/chosen", "rewards/rejected")]
+    seen = trainer.preparation.state()["seen"]  # type: ignore[union-attr]
+    assert (seen[0] / seen[1]).item() == pytest.approx(sum(rewards) / len(rewards), rel=1e-4)
+    assert abs(rewards[-1]) > 1e-2
+
+
+def test_a_checkpoint_without_running_means_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    saves = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    preference_trainer(tmp_path, stage="dpo", **saves).train()
+    other = preference_trainer(tmp_path, stage="dpo", pref_bco_weight=0.5, **saves | {"max_steps": 4})
+    with pytest.raises(CheckpointError, match="whose loss kept no running means"):
+        other.train(resume_from_checkpoint=True)

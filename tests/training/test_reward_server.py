@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from tests.conftest import make_tokenizer
@@ -126,7 +128,7 @@ def test_slow_bodies_end_too() -> None:
         def __init__(self, step: Callable[[], None]) -> None:
             self._step = step
 
-        def read(self, size: int) -> bytes:
+        def read1(self, size: int) -> bytes:
             self._step()
             return b" "
 
@@ -139,3 +141,26 @@ def test_what_is_sent() -> None:
     with serving(lambda texts: json.dumps({"scores": [0 for text in texts if not sent.append(text)]}).encode()) as url:
         client(url)(ids("<|im_start|>user\nhi<|im_end|>"))
     assert sent == ["<|im_start|>user\nhi<|im_end|>"]
+
+
+def test_a_body_that_drips_in_ends_with_its_time() -> None:
+    """Every byte arrives within the limit of one read, all of them together do not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                with suppress(OSError):
+                    for _ in range(100):
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        sent = time.monotonic()
+        with pytest.raises(RewardServerError, match=r"did not answer within 0\.2 seconds"):
+            client(f"http://127.0.0.1:{listener.getsockname()[1]}", 0.2)(ids("a"))
+        assert thread.is_alive() or time.monotonic() - sent < 5.0
+        thread.join()

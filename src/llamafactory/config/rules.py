@@ -88,6 +88,11 @@ _UNUSED: tuple[Unused, ...] = (
     ("eaft_alpha", lambda c: c.loss.use_eaft_loss, "unless use_eaft_loss is true"),
     ("simpo_gamma", lambda c: c.preference.pref_loss == "simpo", "unless pref_loss is simpo"),
     ("ref_model", lambda c: c.uses_reference, "because this loss has no reference model"),
+    ("precompute_ref_logps", lambda c: c.finetuning.stage in {"dpo", "kto"} and c.uses_reference,
+     "because this loss compares with no reference"),
+    *((key, lambda c: c.finetuning.stage == "dpo", "unless stage is dpo") for key in ("ld_alpha", "pref_bco_weight")),
+    *((key, lambda c: c.finetuning.stage == "kto", "unless stage is kto")
+      for key in ("kto_chosen_weight", "kto_rejected_weight")),
     ("buffer_size", lambda c: c.data.streaming, "unless streaming is true"),
     ("eval_steps", lambda c: c.training.eval_strategy == "steps", "unless eval_strategy is steps"),
     ("save_steps", lambda c: c.training.save_strategy == "steps", "unless save_strategy is steps"),

@@ -31,6 +31,18 @@ def preference_losses(config: RunConfig) -> Iterator[Violation]:
             "only the losses sigmoid and robust are smoothed",
             "remove dpo_label_smoothing",
         )
+    if preference.ref_model_adapters and preference.ref_model is None:
+        yield Violation(
+            ("ref_model_adapters", "ref_model"),
+            "the adapters of a reference model need that model",
+            "give ref_model, the base of these adapters",
+        )
+    if preference.pref_bco_weight and preference.pref_loss in {"kto_pair", "bco_pair"}:
+        yield Violation(
+            ("pref_bco_weight", "pref_loss"),
+            f"BCO is not mixed into {preference.pref_loss}",
+            "remove pref_bco_weight",
+        )
     if config.finetuning.stage == "dpo" and preference.pref_bco_weight and not config.uses_reference:
         yield Violation(
             ("pref_bco_weight", "pref_loss"),

@@ -125,6 +125,7 @@ def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedMode
     named: dict[str, object] = {
         "model_name_or_path": preference.ref_model,
         "adapter_name_or_path": preference.ref_model_adapters,
+        "adapter_folder": None,
         "train_from_scratch": False,
     }
     other = dataclasses.replace(

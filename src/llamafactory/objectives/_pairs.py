@@ -82,11 +82,15 @@ class PairLoss:
         """[2, P] of policy and reference -> loss of each pair [P], and further values [P] to report."""
         raise NotImplementedError
 
+    def sides(self, scores: Scores, num_pairs: int) -> tuple[Answers, Tensor, Tensor]:
+        """Both answers, and their log-probabilities by policy and reference as this loss compares them, each [2, P]."""
+        answers = Answers.of(scores, num_pairs, self.ld_alpha)
+        divisor = answers.num_tokens if self.averaged else torch.ones_like(answers.lengths)
+        return answers, answers.weighted / divisor, answers.reference / divisor
+
     def __call__(self, scores: Scores, batch: Batch) -> LossOutput:
         counted = batch["counted"]
-        answers = Answers.of(scores, counted.numel(), self.ld_alpha)
-        divisor = answers.num_tokens if self.averaged else torch.ones_like(answers.lengths)
-        logps, reference = answers.weighted / divisor, answers.reference / divisor
+        answers, logps, reference = self.sides(scores, counted.numel())
         losses, reported = self.losses(logps, reference, batch)
         if self.ftx:
             losses = losses - self.ftx * (answers.logps / answers.num_tokens)[0]

@@ -73,7 +73,8 @@ class Kto:
         ratios = logps - add(scores.reference_logps)
         losses = kto(ratios, desirable, batch["kl"], self.beta, (self.desirable_weight, self.undesirable_weight))
         if self.ftx:
-            supervised = -(logps / lengths.clamp(min=1)) / batch["desirable_share"] ** 2
+            share = torch.where(batch["desirable_share"] > 0, batch["desirable_share"], 1.0)
+            supervised = -(logps / lengths.clamp(min=1)) / share**2
             losses = losses + self.ftx * torch.where(desirable, supervised, 0.0)
         loss = torch.where(counted, losses, 0.0).sum()
         if scores.aux_loss is not None:

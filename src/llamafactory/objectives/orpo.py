@@ -36,7 +36,7 @@ def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 def _log1mexp(value: Tensor) -> Tensor:
     """log(1 - e^value), finite for values that round to 0."""
-    return torch.log1p(-value.clamp(max=-1e-6).exp())
+    return torch.log(-torch.expm1(value.clamp(max=-1e-6)))
 
 
 @dataclass(frozen=True)

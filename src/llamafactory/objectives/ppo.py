@@ -54,8 +54,9 @@ class Ppo:
         return {}
 
     def __call__(self, scores: Scores, batch: Batch) -> LossOutput:
-        ratio = (scores.logps - batch["old_logps"]).exp()
-        kept = self._kept(ratio.detach(), scores.rows, batch["counted"].numel())
+        change = scores.logps - batch["old_logps"]
+        kept = self._kept(change.detach().exp(), scores.rows, batch["counted"].numel())
+        ratio = torch.where(kept > 0, change, 0.0).exp()  # an infinite ratio times 0 would be NaN
         policy, clipped = self.policy_loss(ratio, batch["advantages"])
         value = self.value_loss(_values(scores), batch["old_values"], batch["returns"])
         loss = (kept * (policy + self.value_weight * value)).sum()

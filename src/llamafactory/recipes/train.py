@@ -16,7 +16,7 @@ from llamafactory.config import RunConfig, load_config
 from llamafactory.config.availability import refuse_unavailable
 from llamafactory.data.pipeline import build_datasets
 from llamafactory.inference.loading import load_renderer
-from llamafactory.logs import get_logger
+from llamafactory.logs import get_logger, notice
 from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.models.tokenizer import TokenizerBundle
@@ -62,6 +62,8 @@ def _run(config: RunConfig) -> dict[str, float]:
     objective, answers_prompts = stage.build(config), stage.RECORD is Prompt
     if answers_prompts:
         check_reward(config, bundle.tokenizer)
+    if not training.do_train and objective.needs_reference and config.preference.ref_model is None:
+        notice("ref_model: not given, and nothing is trained, so the model is its own reference and all rewards are 0")
     datasets = build_datasets(config, renderer, for_training=training.do_train)
     loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
     reference = load_reference(config, bundle)

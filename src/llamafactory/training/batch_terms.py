@@ -15,24 +15,25 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from llamafactory.config.run import RunConfig
-from llamafactory.objectives import Batch, Scores, sequence_sums
+from llamafactory.objectives import Batch, Objective, Scores, sequence_sums
+from llamafactory.objectives._pairs import PairLoss
 from llamafactory.training.preparation import Preparation
 from llamafactory.training.scoring import Scorer
 
 KL = "kl_"
 
 
-def build_batch_terms(config: RunConfig, scorer: Scorer) -> Preparation | None:
+def build_batch_terms(config: RunConfig, scorer: Scorer, objective: Objective) -> Preparation | None:
     """What the loss of this run must know of the whole update; None for losses that need nothing."""
     stage, preference = config.finetuning.stage, config.preference
     if stage == "kto":
         return FeedbackTerms(scorer)
-    if stage != "dpo":
+    if stage != "dpo" or not isinstance(objective, PairLoss):
         return None
     if preference.pref_loss == "kto_pair":
-        return PairTerms(scorer)
+        return PairTerms(scorer, objective)
     if preference.pref_loss == "bco_pair" or preference.pref_bco_weight:
-        return RewardShift(scorer, preference.pref_beta)
+        return RewardShift(scorer, objective)
     return None
 
 
@@ -65,9 +66,11 @@ class PairTerms:
     """Adds `kl` [2]: the mean log-ratio of chosen and of rejected answers, not below 0; one more forward."""
 
     scorer: Scorer
+    objective: PairLoss
 
     def __call__(self, model: nn.Module, batches: list[Batch], *, training: bool) -> list[Batch]:
-        sums = torch.stack([_pair_sums(self.scorer(model, batch), batch) for batch in batches]).sum(0)
+        found = [_pair_sums(self.objective, self.scorer(model, batch), batch) for batch in batches]
+        sums = torch.stack(found).sum(0)
         *totals, count = reduce(sums, reduction="sum")
         kl = (torch.stack(totals) / count.clamp(min=1)).clamp(min=0).float()
         return [{**batch, "kl": kl} for batch in batches]
@@ -79,14 +82,15 @@ class RewardShift:
     The running mean of https://arxiv.org/abs/2404.04656 section 3.3, kept through checkpoints.
     """
 
-    def __init__(self, scorer: Scorer, beta: float) -> None:
-        self._scorer, self._beta = scorer, beta
+    def __init__(self, scorer: Scorer, objective: PairLoss) -> None:
+        self._scorer, self._objective = scorer, objective
         self._seen = torch.zeros(2, dtype=torch.float64)  # sum of rewards, number of answers
 
     def __call__(self, model: nn.Module, batches: list[Batch], *, training: bool) -> list[Batch]:
-        sums = torch.stack([_pair_sums(self._scorer(model, batch), batch) for batch in batches]).sum(0)
+        found = [_pair_sums(self._objective, self._scorer(model, batch), batch) for batch in batches]
+        sums = torch.stack(found).sum(0)
         chosen, rejected, count = reduce(sums, reduction="sum")
-        seen = self._seen.to(sums.device) + torch.stack([self._beta * (chosen + rejected), 2 * count])
+        seen = self._seen.to(sums.device) + torch.stack([self._objective.beta * (chosen + rejected), 2 * count])
         if training:
             self._seen = seen
         delta = (seen[0] / seen[1].clamp(min=1)).float()
@@ -101,11 +105,12 @@ class RewardShift:
         self._seen = cast("Tensor", state["seen"])
 
 
-def _pair_sums(scores: Scores, batch: Batch) -> Tensor:
-    """[3]: summed log-ratios of chosen, of rejected answers, number of pairs."""
-    num_pairs = batch["counted"].numel()
-    chosen, rejected = log_ratios(scores, 2 * num_pairs).view(2, num_pairs).sum(-1)
-    return torch.stack([chosen, rejected, batch["counted"].sum()])
+def _pair_sums(objective: PairLoss, scores: Scores, batch: Batch) -> Tensor:
+    """[3]: log-ratios of chosen, of rejected answers as the loss compares them, summed; number of pairs."""
+    counted = batch["counted"]
+    _, logps, reference = objective.sides(scores, counted.numel())
+    chosen, rejected = torch.where(counted, logps - reference, 0.0).double().sum(-1)
+    return torch.stack([chosen, rejected, counted.sum()])
 
 
 def log_ratios(scores: Scores, num_sequences: int) -> Tensor:

@@ -104,7 +104,7 @@ def build_trainer(
         callbacks=_callbacks(config),
         objective=objective,
         scorer=scorer,
-        preparation=build_batch_terms(config, scorer),
+        preparation=build_batch_terms(config, scorer, objective),
         order=_in_rounds(config, args, training_order(config, args, datasets.train, layout)),
         guard=NonFiniteGuard(_describe(config, model, args)),
         optimizer_factory=partial(build_optimizer, config=config, args=args),

@@ -59,7 +59,7 @@ def _keep_before(path: Path, step: int) -> None:
     """Drop lines of this and later steps; a half-written last line is dropped too."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if 0 <= _step(line) < step]
+    kept = [line for line in path.read_text(encoding="utf-8").split("\n") if 0 <= _step(line) < step]
     staged = path.with_name(f".{path.name}.tmp")
     staged.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     staged.replace(path)

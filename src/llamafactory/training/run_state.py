@@ -231,6 +231,11 @@ def load_preparation(trainer: Trainer, folder: Path) -> None:
         known = trainer.args.process_index < checkpointing.read_facts(folder).world_size
         name = checkpointing.rank_file(trainer.args.process_index if known else 0)
         state = cast("Mapping[str, object]", load_state(_existing(folder, name)))
+        if "preparation" not in state:
+            raise CheckpointError(
+                f"resume_from_checkpoint: '{folder}' is of a run whose loss kept no running means, and the loss of "
+                "this run does; resume with the options of that run, or start anew in another output_dir"
+            )
         trainer.preparation.restore(cast("Mapping[str, object]", state["preparation"]))
 
 

@@ -121,7 +121,8 @@ class ReferenceStore:
     def _compute(self, dataset: Dataset) -> list[Logps]:
         """Values of every row, in the order of the rows, from all processes."""
         logger.info("computing log-probabilities of the reference for %d rows, once", len(dataset))
-        order = sorted(range(len(dataset)), key=lambda index: -dataset["length"][index])
+        lengths = dataset["length"][:]
+        order = sorted(range(len(dataset)), key=lambda index: -lengths[index])
         mine = order[self.rank :: self.world_size]
         chunks = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
         found = [pair for chunk in chunks for pair in zip(chunk, self._score(dataset, chunk), strict=True)]

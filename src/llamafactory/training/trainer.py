@@ -380,7 +380,7 @@ def _eval_order(dataset: Any) -> EpochSampler | None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
     if "length" in getattr(dataset, "column_names", ()):
-        return longest_first(dataset["length"])
+        return longest_first(dataset["length"][:])
     return FixedSampler(range(len(dataset)))
 
 

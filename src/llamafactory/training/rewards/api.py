@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import IO, TYPE_CHECKING
+from http.client import HTTPException, HTTPResponse
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
@@ -116,9 +116,9 @@ class ServerReward:
         except ValueError as error:  # a URL that cannot be parsed
             raise self._failure(f"is no URL that can be asked ({error})") from error
 
-    def _body(self, answer: IO[bytes], limit: int) -> bytes:
+    def _body(self, answer: HTTPResponse, limit: int) -> bytes:
         deadline, parts, size = time.monotonic() + self.timeout_seconds, [], 0
-        while part := answer.read(2**14):
+        while part := answer.read1(2**14):
             parts.append(part)
             size += len(part)
             if size > limit:

@@ -5,6 +5,7 @@ For scoring, the policy's adapter and value head are exchanged for those of the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from llamafactory.errors import ConfigError, ModelError
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import fetch
 from llamafactory.models.reward import score_sequences
+from llamafactory.models.start import has_start
 from llamafactory.models.value_head import (
     VALUE_HEAD_FILE,
     StoredHead,
@@ -82,6 +84,11 @@ def _folder_and_head(config: RunConfig) -> tuple[Path, StoredHead]:
             f"{place}: reward_model: {name!r} holds no adapter_config.json, and reward_model_type: lora needs an "
             "adapter; set reward_model_type: full for a whole model"
         )
+    if has_start(folder) or _changes_base(folder):
+        raise ConfigError(
+            f"{place}: reward_model: {name!r} was trained on a changed base (a start such as PiSSA), which the policy "
+            "does not have; train it with pissa_convert: true, or export it and set reward_model_type: full"
+        )
     stored = read_value_head(folder, allow_pickle=config.hub.allow_pickle_weights)
     if stored is None:
         raise ModelError(
@@ -89,6 +96,13 @@ def _folder_and_head(config: RunConfig) -> tuple[Path, StoredHead]:
             "with stage: rm"
         )
     return folder, stored
+
+
+def _changes_base(folder: Path) -> bool:
+    """True for the starts of PEFT that subtract the first values of the adapter from the base while loading it."""
+    content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    start = content.get("init_lora_weights", True)
+    return isinstance(start, str) and start.lower() not in {"gaussian", "orthogonal", "eva"}
 
 
 @dataclass(frozen=True)
