@@ -118,6 +118,7 @@ def our_ids(renderer: Renderer, conversation: Conversation, part: str) -> list[i
     if part == "prompt":
         return renderer.prompt_ids(replace(conversation, messages=conversation.messages[:-1]))
     [[turn]] = renderer.encode([Feedback(conversation, desirable=True)])
+    assert not any(piece.weight for piece in turn.source), "a part of the prompt would be learnt"
     return [token for piece in (*turn.source, *turn.target) for token in piece.ids]
 
 
