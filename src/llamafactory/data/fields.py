@@ -176,11 +176,19 @@ def loss_of(message: Row, source: str, field: str = "") -> float | None:
 
 
 def row_loss_of(row: Row, entry: DatasetEntry, source: str) -> float | None:
-    """The loss weight that a row gives its last answer; a column that the entry names holds something else."""
+    """The loss weight that a row gives its last answer: `loss` true or false, or a number as `weight`.
+
+    Columns of these names that the entry maps, or that hold anything else (a score, a text), are not about the loss.
+    """
     if "loss" not in row and "weight" not in row:
         return None
-    named = entry.columns.names().values()
-    return loss_of({key: row.get(key) for key in ("loss", "weight") if key not in named}, source)
+    named, loss, weight = entry.columns.names().values(), row.get("loss"), row.get("weight")
+    given: dict[str, object] = {}
+    if "loss" not in named and isinstance(loss, bool):
+        given["loss"] = loss
+    if "weight" not in named and isinstance(weight, int | float) and not isinstance(weight, bool):
+        given["weight"] = weight
+    return loss_of(given, source)
 
 
 def _check_unweighted(answer: Message, source: str, field: str) -> None:

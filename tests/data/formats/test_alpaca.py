@@ -70,8 +70,9 @@ def test_other_kinds(make_entry: MakeEntry) -> None:
         ({}, None),
         ({"loss": False}, 0.0),
         ({"weight": 0.5}, 0.5),
-        ({"loss": 0.5, "weight": 2}, 0.5),
-        ({"loss": None}, None),
+        ({"loss": True, "weight": 2}, 1.0),
+        ({"loss": None, "weight": 2}, 2.0),
+        ({"loss": 0.37, "weight": "70 kg"}, None),  # a score and a text: columns that are not about us
     ],
 )
 def test_a_rows_weight_is_its_last_answers(make_entry: MakeEntry, keys: dict[str, object], loss: float | None) -> None:
@@ -122,7 +123,7 @@ def test_media_paths_are_found_and_counted(tmp_path: Path) -> None:
         ({"ok": None}, "feedback", "ok", "true or false", "nothing"),
         ({"good": "a", "bad": "a"}, "preference", "rejected", "an answer that differs from the chosen one", "str 'a'"),
         ({"good": "a"}, "preference", "bad", "text", "nothing"),
-        ({"loss": "x"}, "conversation", "loss", "true, false or a number from 0 upwards", "str 'x'"),
+        ({"weight": -1}, "conversation", "weight", "true, false or a number from 0 upwards", "int -1"),
         ({"good": "a", "bad": "b", "weight": 0.5}, "preference", "chosen", UNWEIGHTED, "float 0.5"),
         ({"ok": True, "loss": False}, "feedback", "loss", UNWEIGHTED, "float 0.0"),
     ],
