@@ -19,10 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from workload import SHAPES, sentences, write_model
+from workload import SHAPES, Clock, sentences, write_model
 
 CONTENDERS = ("llamafactory", "trl")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -87,22 +86,6 @@ def tokenize(work: Path, arguments: argparse.Namespace) -> None:
 
 def read_tokens(work: Path) -> list[dict[str, list[int]]]:
     return json.loads((work / "tokens.json").read_text(encoding="utf-8"))
-
-
-class Clock:
-    """Processor seconds spent in a method, whoever calls it."""
-
-    def __init__(self, owner: type, name: str) -> None:
-        self.seconds, inner = 0.0, getattr(owner, name)
-
-        def timed(*args: object, **kwargs: object) -> object:
-            start = time.process_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self.seconds += time.process_time() - start
-
-        setattr(owner, name, timed)
 
 
 def train_llamafactory(work: Path, arguments: argparse.Namespace) -> float:
@@ -200,7 +183,7 @@ def measure(contender: str, work: Path, arguments: argparse.Namespace) -> dict[s
 
 
 def report(results: dict[str, list[dict[str, float]]], num_pairs: float) -> None:
-    print("| contender | pairs/s | s (all runs) | peak MiB | loss after |\n| --- | --- | --- | --- | --- |")
+    print("| contender | pairs/s | processor s (all runs) | peak MiB | loss after |\n| --- | --- | --- | --- | --- |")
     medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results.items()}
     for name, runs in results.items():
         seconds = ", ".join(f"{run['seconds']:.1f}" for run in runs)

@@ -18,10 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from workload import SHAPES, write_data, write_model
+from workload import SHAPES, Clock, write_data, write_model
 
 CONTENDERS = ("llamafactory", "trainer", "trl")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -56,25 +55,6 @@ def tokenize(work: Path) -> None:
 
 def read_tokens(work: Path) -> list[dict[str, list[int]]]:
     return json.loads((work / "tokens.json").read_text(encoding="utf-8"))
-
-
-class Stopwatch:
-    """Processor seconds of `transformers.Trainer.train`, whoever calls it."""
-
-    def __init__(self) -> None:
-        import transformers
-
-        self.seconds = 0.0
-        inner = transformers.Trainer.train
-
-        def train(trainer: object, *args: object, **kwargs: object) -> object:
-            start = time.process_time()
-            try:
-                return inner(trainer, *args, **kwargs)
-            finally:
-                self.seconds = time.process_time() - start
-
-        transformers.Trainer.train = train
 
 
 def train_llamafactory(work: Path, method: str, batch_size: int) -> None:
@@ -158,14 +138,15 @@ def loss_of(work: Path, method: str, num_examples: int = 32) -> float:
 def child(arguments: argparse.Namespace) -> None:
     """Train once as one contender and write what was measured."""
     import torch
+    import transformers
 
     torch.set_num_threads(arguments.threads)
     work = Path(arguments.child_folder)
     train = {"llamafactory": train_llamafactory, "trainer": train_trainer, "trl": train_trl}[arguments.child]
-    stopwatch = Stopwatch()
+    clock = Clock(transformers.Trainer, "train")
     train(work, arguments.method, arguments.batch_size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = {"seconds": stopwatch.seconds, "peak_mib": peak, "loss": loss_of(work, arguments.method)}
+    result = {"seconds": clock.seconds, "peak_mib": peak, "loss": loss_of(work, arguments.method)}
     (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
