@@ -40,6 +40,7 @@ PRIVATE = {
         "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
     ],
     "_finalize_training": ["trial", "num_train_samples", "start_time"],
+    "_determine_best_metric": ["metrics", "trial"],
     "_save_checkpoint": ["model", "trial"],
     "_save": ["output_dir", "state_dict"],
     "_save_optimizer_and_scheduler": ["output_dir"],
@@ -325,6 +326,13 @@ def test_the_library_does_not_touch_the_stop_tokens(tmp_path: Path) -> None:
     make_trainer(run_config(tmp_path, max_steps=1), model).train()
     assert model.generation_config.eos_token_id == [2, 7]
     assert (model.config.eos_token_id, model.config.pad_token_id) == (7, 0)
+
+
+def test_a_best_metric_that_is_not_measured_is_one_sentence(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "rouge-9"}
+    trainer = make_trainer(run_config(tmp_path, max_steps=2, **options), evals={"v": examples((9,))})
+    with pytest.raises(ConfigError, match=r"metric_for_best_model: 'rouge-9' is not measured .*choose from .*loss"):
+        trainer.train()
 
 
 def test_early_stopping_ends_the_run(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
         weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)
-        logger.info(balance_line(datasets.train["desirable"], *weights))
+        logger.info(balance_line(datasets.train["desirable"][:], *weights))
     return trainer
 
 
@@ -136,7 +136,7 @@ def training_order(config: RunConfig, args: TrainingArguments, dataset: Any, lay
     seed = config.training.seed if config.training.data_seed is None else config.training.data_seed
     lengths_known = "length" in getattr(dataset, "column_names", ())
     if lengths_known and layout == "padded" and not config.packs and strategy != "random":
-        return LengthGroupedSampler(dataset["length"], _global_batch_size(args), seed=seed)
+        return LengthGroupedSampler(dataset["length"][:], _global_batch_size(args), seed=seed)
     return ShuffledSampler(len(dataset), seed)
 
 

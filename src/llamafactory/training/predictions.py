@@ -52,7 +52,7 @@ def score_pairs(trainer: Trainer, dataset: Dataset) -> list[Pair]:
     """(chosen, rejected) of every pair in the order of the data, on every process."""
     model = _prepared(trainer)
     found: dict[int, Pair] = {}
-    for places in _shares(trainer, dataset["length"]):
+    for places in _shares(trainer, dataset["length"][:]):
         batch = trainer.data_collator([dataset[place] for place in places])
         scores = trainer.scorer(model, send_to_device(batch, trainer.args.device))
         chosen, rejected = (side.tolist() for side in chosen_and_rejected(scores))

@@ -45,7 +45,7 @@ def effective_tokens_per_second(trainer: Trainer, metrics: Mapping[str, float]) 
     if "length" not in getattr(dataset, "column_names", ()) or not seconds or not trainer.state.global_step:
         return None
     share_of_call = 1 - trainer._initial_global_step / trainer.state.global_step
-    num_tokens = sum(dataset["length"]) * (trainer.state.epoch or 0.0) * share_of_call
+    num_tokens = sum(dataset["length"][:]) * (trainer.state.epoch or 0.0) * share_of_call
     return round(num_tokens / seconds / trainer.args.world_size, 2)
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput
 
+from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger
 from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
@@ -247,6 +248,15 @@ class Trainer(transformers.Trainer):
         count = self.objective.count(batch).to(output.loss_sum)
         self._eval_sums.add({"loss": torch.stack([output.loss_sum, count]), **output.metrics})
         return None, None, None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = str(self.args.metric_for_best_model).removeprefix("eval_")
+        known = sorted(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+        if self.args.metric_for_best_model is not None and wanted not in known:
+            raise ConfigError(
+                f"metric_for_best_model: {wanted!r} is not measured by this evaluation; choose from {', '.join(known)}"
+            )
+        return super()._determine_best_metric(metrics, trial)
 
     # Checkpoints
 
