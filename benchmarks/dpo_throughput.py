@@ -16,12 +16,10 @@ import json
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from workload import SHAPES, Clock, sentences, write_model
+from workload import SHAPES, Clock, run_contender, sentences, write_model
 
 CONTENDERS = ("llamafactory", "trl")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -170,16 +168,8 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def measure(contender: str, work: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [
-        sys.executable, __file__, "--child", contender, "--child-folder", str(work), "--epochs", str(arguments.epochs),
-        "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads),
-    ]  # fmt: skip
-    log = work / f"{contender}.log"
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.exit(f"{contender} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    return json.loads((work / "result.json").read_text(encoding="utf-8"))
+    sizes = ("--epochs", str(arguments.epochs), "--batch-size", str(arguments.batch_size))
+    return run_contender(__file__, contender, work, *sizes, "--threads", str(arguments.threads))
 
 
 def report(results: dict[str, list[dict[str, float]]], num_pairs: float) -> None:

@@ -15,12 +15,10 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from workload import SHAPES, Clock, write_data, write_model
+from workload import SHAPES, Clock, run_contender, write_data, write_model
 
 CONTENDERS = ("llamafactory", "trainer", "trl")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -151,16 +149,8 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def measure(contender: str, work: Path, method: str, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [
-        sys.executable, __file__, "--child", contender, "--child-folder", str(work), "--method", method,
-        "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads),
-    ]  # fmt: skip
-    log = work / f"{contender}-{method}.log"
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.exit(f"{contender} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    return json.loads((work / "result.json").read_text(encoding="utf-8"))
+    sizes = ("--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads))
+    return run_contender(__file__, contender, work, "--method", method, *sizes)
 
 
 def compare(shape: str, method: str, arguments: argparse.Namespace) -> None:

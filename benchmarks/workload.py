@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,3 +88,14 @@ class Clock:
                 self.seconds += time.process_time() - start
 
         setattr(owner, name, timed)
+
+
+def run_contender(script: str, contender: str, work: Path, *words: str) -> dict[str, float]:
+    """Run `script` as a process of its own that trains once as `contender`; returns the `result.json` it leaves."""
+    command = [sys.executable, script, "--child", contender, "--child-folder", str(work), *words]
+    log = work / f"{contender}.log"
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        sys.exit(f"{contender} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    return json.loads((work / "result.json").read_text(encoding="utf-8"))
