@@ -56,10 +56,14 @@ class CatalogModel:
 
 
 @functools.cache
+def _text() -> str:
+    return Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
+
+
+@functools.cache
 def models() -> tuple[CatalogModel, ...]:
     """All models, those of one template together."""
-    text = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
-    groups = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    groups = yaml.load(_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     return tuple(model for group in groups for model in _models_of(group))
 
 
@@ -93,6 +97,8 @@ def _by_id() -> Mapping[str, CatalogModel]:
 def find(model_name: str | None) -> CatalogModel | None:
     """The model that has exactly this id on one of the hubs, whatever the case of its letters."""
     if not model_name or model_name.count("/") != 1:  # no hub id, so the file need not be read
+        return None
+    if model_name.lower() not in _text().lower():  # ids stand there as they are, so the file need not be parsed
         return None
     return _by_id().get(model_name.lower())
 
