@@ -104,7 +104,7 @@ def test_another_size(load, sgd_step, model_dir: Path, tmp_path: Path) -> None:
 def test_unreadable_result(load, sgd_step, model_dir: Path, tmp_path: Path) -> None:
     probe = export(load, sgd_step, model_dir, tmp_path)
     (tmp_path / "merged" / "config.json").unlink()
-    with pytest.raises(ModelError, match="the saved model cannot be read back"):
+    with pytest.raises(ModelError, match="the model in it cannot be read"):
         verify_merge(probe, tmp_path / "merged")
 
 

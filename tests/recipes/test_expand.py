@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def test_answers_stay_the_same(model_dir: Path, tmp_path: Path, capsys: pytest.C
     assert silent == chosen_layers(2 + count, count, llama_pro=True)
     text = torch.arange(40, 60)[None]
     assert model.generate(text, max_new_tokens=4, do_sample=False).shape[1] == 24
+
+
+def test_a_model_of_no_known_kind_is_one_sentence(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model_dir, damaged)
+    (damaged / "config.json").write_text(json.dumps({"model_type": "nothing"}), encoding="utf-8")
+    assert main(["expand", str(damaged), "num_expand=1", f"output_dir={tmp_path / 'pro'}"]) == 2
+    assert "the model in it cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

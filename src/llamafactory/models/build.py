@@ -6,7 +6,7 @@ Knows transformers' loading calls; no vocabulary, no adapter.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
@@ -161,15 +161,13 @@ def repair_generation(generation: GenerationConfig | None) -> None:
             return
 
 
-def reload_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Read a model folder that this program wrote, on the CPU, in evaluation mode. Raises ModelError."""
+def reload_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """Read a model folder as it is, on the CPU, in evaluation mode; auto keeps the stored dtype. Raises ModelError."""
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
         auto = AutoModelForImageTextToText if _is_multimodal(hf_config) else AutoModelForCausalLM
         model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (ValueError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: the saved model cannot be read back ({first_line(error)}); do not use it"
-        ) from error
+        raise ModelError(f"{folder}: the model in it cannot be read ({first_line(error)}); do not use it") from error
     refuse_meta(model, folder)
     return model.eval()

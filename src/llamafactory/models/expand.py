@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from llamafactory.config.sections.hub import HubConfig
 from llamafactory.errors import ConfigError, ModelError
+from llamafactory.models.build import reload_model
+from llamafactory.models.compat import calm_libraries
 from llamafactory.models.hub import fetch
 from llamafactory.models.modules import find_layers
 
@@ -32,8 +34,8 @@ def expand_model(name: str, count: int, folder: Path) -> int:
     Raises ConfigError when the count does not divide the layers, ModelError when the answers would change.
     """
     source = fetch(name, HubConfig(), key="expand")
-    stored = AutoConfig.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=stored.dtype or torch.float32).eval()
+    calm_libraries()
+    model = reload_model(source, "auto")
     before = _probe(model)
     layers = insert_blocks(model, count)
     if not torch.equal(before, _probe(model)):

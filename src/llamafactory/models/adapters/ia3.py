@@ -1,6 +1,7 @@
 """IA3 (Liu et al. 2022, arXiv:2205.05638): a learned factor for every feature, through PEFT.
 
-Output features are scaled; of the second matrix of the feed-forward block the input features. Has no rank."""
+Output features are scaled; of the second matrix of the feed-forward block the input features. Has no rank.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """OFT (Qiu et al. 2023, arXiv:2306.07280): W -> W R with R block-diagonal orthogonal, through PEFT.
 
-R = (I + Q)(I - Q)^-1 with skew-symmetric Q, the inverse as a Neumann series of five terms."""
+R = (I + Q)(I - Q)^-1 with skew-symmetric Q, the inverse as a Neumann series of five terms.
+"""
 
 from __future__ import annotations
 

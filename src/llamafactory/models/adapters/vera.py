@@ -1,7 +1,8 @@
 """VeRA (Kopiczko et al. 2023, arXiv:2310.11454): W + diag(b) B diag(d) A, through PEFT.
 
-A and B are random, frozen and shared by all layers.
-The adapter file holds A and B too, so that it does not depend on a random generator. lora_alpha has no part in it."""
+A and B are random, frozen and shared by all layers. The adapter file holds them too, so that it does not depend on a
+random generator. lora_alpha has no part in it.
+"""
 
 from __future__ import annotations
 
