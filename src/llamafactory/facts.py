@@ -65,7 +65,7 @@ FULL_WEIGHTS = Clash(
     "finetuning_type",
     "adapters are small already",
     "set finetuning_type to full or freeze",
-    values=("lora", "oft", "vera", "ia3", "loha", "lokr"),
+    allowed=("full", "freeze"),
 )
 """The clash of an optimizer that saves memory on the weights of the model itself."""
 
