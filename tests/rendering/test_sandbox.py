@@ -85,7 +85,7 @@ def test_a_bomb_ends_in_an_error_at_once(source: str) -> None:
     start = time.process_time()
     with pytest.raises(ConfigError, match=r"chat template cannot be used, because .*name a built-in template"):
         render(source)
-    assert time.process_time() - start < 2.0
+    assert time.process_time() - start < 20.0  # left alone, each takes hours or all memory
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_megabyte_of_hostile_text_is_read_in_linear_time(name: str) -> None:
         text = unit * (1_000_000 // len(unit))
         start = time.process_time()
         parse(text)
-        assert time.process_time() - start < 2.0, unit
+        assert time.process_time() - start < 20.0, unit  # quadratic work takes minutes
 
 
 def test_data_in_calls_is_never_markup() -> None:
