@@ -107,13 +107,10 @@ def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, examples, the tiny model, and the result of quickstart.yaml."""
-    folder = tmp_path_factory.mktemp("workplace")
-    for name in ("data", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    cli(folder, "init", "saves/tiny")
-    run(EXAMPLES / "quickstart" / "quickstart.yaml", folder)
+def workplace(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of our own with data, examples, the tiny model, and the result of quickstart.yaml."""
+    folder = tmp_path_factory.mktemp("work") / "place"
+    shutil.copytree(finished_quickstart, folder, symlinks=True)
     return folder
 
 
@@ -140,12 +137,10 @@ def test_tiny_run(workplace: Path, name: str) -> None:
 OPTIMIZERS = ("adalomo", "adam_mini", "adamw_8bit", "apollo", "badam", "galore", "muon")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tiny(finished_quickstart: Path) -> Path:
     """The tiny model as `init` makes it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    cli(ROOT, "init", str(folder / "model"))
-    return folder / "model"
+    return finished_quickstart / "saves" / "tiny"
 
 
 @pytest.mark.slow
