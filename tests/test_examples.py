@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -86,9 +85,9 @@ def test_accelerate_reads_its_settings(path: Path) -> None:
 
 
 def cli(folder: Path, *words: str, text: str = "") -> str:
-    """Run `llamafactory-cli WORDS` in `folder`; return what it printed."""
+    """Run `llamafactory-cli WORDS` in the workplace `folder`; return what it printed."""
     result = subprocess.run(
-        [sys.executable, "-m", "llamafactory", *words],
+        [str(folder / "programs" / "llamafactory-cli"), *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         input=text,
@@ -108,10 +107,11 @@ def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(finished_quickstart: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of our own with data, examples, the tiny model, and the result of quickstart.yaml."""
     folder = tmp_path_factory.mktemp("work") / "place"
     shutil.copytree(finished_quickstart, folder, symlinks=True)
+    (folder / "programs").symlink_to(programs)
     return folder
 
 
@@ -176,7 +176,10 @@ def test_reward_model_scores_pairs(workplace: Path) -> None:
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     assert results["train_loss"] < 0.5
     refused = subprocess.run(
-        [sys.executable, "-m", "llamafactory", "chat", str(folder)], capture_output=True, text=True, check=False
+        [str(workplace / "programs" / "llamafactory-cli"), "chat", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert refused.returncode == 2 and "is a reward model (rm)" in refused.stderr
 
