@@ -15,12 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llamafactory.errors import ConfigError, DataError, ModelError
 from llamafactory.inference.alone import AloneRunner
+from llamafactory.inference.batching import BatchRunner
 from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions, TokenLogprob
 from llamafactory.inference.grammar import GrammarCompiler
 from llamafactory.inference.handover import Outbox
 from llamafactory.inference.loading import load_renderer
+from llamafactory.inference.row_cache import why_not_shared
 from llamafactory.inference.sampling import Answer, Token, new_generator
 from llamafactory.inference.streaming import AnswerStream, LogprobQueue
+from llamafactory.logs import notice
 from llamafactory.models.load import load_model
 from llamafactory.models.reward import score_sequences
 from llamafactory.models.value_head import value_head_of
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from llamafactory.config import RunConfig
 
 SCORE_BATCH = 8  # sequences of one forward pass
+MAX_CONCURRENT = 16  # answers decoded together unless the environment says otherwise
 
 
 def build(config: RunConfig) -> HuggingFaceEngine:
@@ -50,7 +54,7 @@ class HuggingFaceEngine:
         tokenizer: PreTrainedTokenizerBase,
         renderer: Renderer,
         *,
-        max_concurrent: int = 1,
+        max_concurrent: int = MAX_CONCURRENT,
     ) -> None:
         self.renderer = renderer
         self._model = model.eval()
@@ -59,6 +63,7 @@ class HuggingFaceEngine:
         self._gives_scores = value_head_of(model) is not None
         self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
         self._alone = AloneRunner(model)
+        self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
     def prompt_ids(self, prompt: Conversation | str) -> list[int]:
         """Token ids the model is asked to continue: those of the training renderer; of a text, the tokenizer's own."""
@@ -110,10 +115,13 @@ class HuggingFaceEngine:
     async def close(self) -> None:
         """Stop running answers and let the model go."""
         await asyncio.to_thread(self._alone.close)
+        if self._batch is not None:
+            await asyncio.to_thread(self._batch.close)
 
     async def _tokens(self, answer: Answer) -> AsyncGenerator[Token, None]:
         outbox = Outbox()
-        self._alone.submit(answer, outbox)
+        runner = self._batch if self._batch is not None and answer.options.num_beams == 1 else self._alone
+        runner.submit(answer, outbox)
         async with aclosing(outbox.read()) as tokens:
             async for token in tokens:
                 yield token
@@ -173,8 +181,17 @@ def _refuse_beams(options: GenerationOptions) -> None:
         raise ConfigError(f"{name}: beam search (num_beams: {options.num_beams}) cannot follow it; set num_beams: 1")
 
 
+def _build_batch(model: PreTrainedModel, max_rows: int) -> BatchRunner | None:
+    """What decodes answers together; None, with a notice, for a model whose answers must be made one by one."""
+    reason = why_not_shared(model)
+    if reason:
+        notice(f"answers of this model are made one at a time, not together, because {reason}")
+        return None
+    return BatchRunner(model, max_rows=max_rows)
+
+
 def _max_concurrent() -> int:
-    value = os.environ.get("MAX_CONCURRENT", "1")
+    value = os.environ.get("MAX_CONCURRENT", str(MAX_CONCURRENT))
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(f"MAX_CONCURRENT: got {value!r} in the environment; give a whole number of at least 1")
     return int(value)
