@@ -57,6 +57,7 @@ class AnswerText:
                 text = ""
         else:
             text = stream.finish()
+        await tokens.aclose()  # the place is free before the last piece is shown
         reason: FinishReason = "stop" if stream.stopped else "length"
         yield Delta(text, reason, num_prompt, stream.num_tokens, logprobs.finish(text, cut=stream.stopped))
 
