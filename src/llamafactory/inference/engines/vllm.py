@@ -90,20 +90,23 @@ class VllmEngine:
             )
             async with aclosing(outputs):
                 async for output in outputs:
-                    for token in tokens_of(output.outputs[0]):
+                    for token in tokens_of(output.outputs[0], sampling["logprobs"]):
                         yield token
         except ValueError as error:
             raise ConfigError(f"infer_backend: vllm refuses this request ({first_line(error)})") from error
 
 
-def tokens_of(output: Any) -> list[Token]:
-    """The new tokens of one output of vLLM, with their log-probabilities when it has them."""
+def tokens_of(output: Any, num_top: int | None = None) -> list[Token]:
+    """The new tokens of one output of vLLM, with log-probabilities when it has them.
+
+    vLLM lists the num_top likeliest tokens and, in addition, the chosen one where it is not among them.
+    """
     if not output.logprobs:
         return [Token(token) for token in output.token_ids]
     found = []
     for token, places in zip(output.token_ids, output.logprobs, strict=True):
         ranked = sorted(places.items(), key=lambda item: item[1].rank)
-        top = tuple((other, place.logprob) for other, place in ranked)
+        top = tuple((other, place.logprob) for other, place in ranked if place.rank <= (num_top or 0))
         found.append(Token(token, places[token].logprob, top))
     return found
 
