@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llamafactory.errors import ConfigError, ModelError, did_you_mean, first_line
+from llamafactory.inference.alone import closed_error
 from llamafactory.inference.answer_text import AnswerText, room_for_answer
 from llamafactory.inference.engine import Delta, GenerationOptions
 from llamafactory.inference.foreign import Source, find_source, no_scores, refuse_options
@@ -48,7 +49,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, texts: AnswerText, source: Source, max_length: int) -> None:
         self.renderer = texts.renderer
-        self._llm = llm
+        self._llm: AsyncLLM | None = llm
         self._texts = texts
         self._max_length = max_length
         self._numbers = itertools.count()
@@ -73,12 +74,16 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop running answers and end vLLM's processes."""
-        await asyncio.to_thread(self._llm.shutdown)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
 
     async def _tokens(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Token, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        if self._llm is None:
+            raise closed_error()
         schema = sampling.pop("json_schema", "")
         try:
             structure = StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None
