@@ -191,7 +191,7 @@ class Renderer:
     def _prompt_draft(self, record: Prompt) -> list[Draft]:
         if not record.reference:
             return _one_prompt(self._layout(record.conversation, Mode(single_turn=True, generation=True)), answers=1)
-        answer = Message("assistant", record.reference)
+        answer = Message(record.reference_role, record.reference)
         conversation = replace(record.conversation, messages=(*record.conversation.messages, answer))
         return _one_prompt(self._layout(conversation, Mode(single_turn=True)), answers=1)
 
