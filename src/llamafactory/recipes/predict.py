@@ -33,7 +33,7 @@ from llamafactory.training.results import write_results
 
 logger = get_logger(__name__)
 
-_WIDE = 128  # questions at a time for engines that schedule by themselves
+_WIDE = 128  # questions at a time, of which an engine runs as many as it can
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
 
 
@@ -166,10 +166,8 @@ def ask(
 
 
 def _width(config: RunConfig) -> int:
-    """Questions at a time: those of a forward pass here, many for an engine that schedules by itself."""
-    size = config.training.per_device_eval_batch_size
-    own = config.model.infer_backend == "huggingface" or "per_device_eval_batch_size" in config.origins
-    return size if own else max(size, _WIDE)
+    """Questions at a time: so many as were asked for, else more than an engine takes, which then decides."""
+    return config.training.per_device_eval_batch_size if config.asks_in_batches else _WIDE
 
 
 def finish(

@@ -74,7 +74,8 @@ class TrainerPredictions:
             ask(lambda: self._engine(model), share, self._config, file, log=log)
 
     def _engine(self, model: Any) -> Engine:
-        return HuggingFaceEngine(model, self._tokenizer, self._renderer)
+        size = self._config.training.per_device_eval_batch_size
+        return HuggingFaceEngine(model, self._tokenizer, self._renderer, max_concurrent=size)
 
     def _together(self, trainer: Trainer, file: PredictionFile) -> dict[int, Answer]:
         """The answers of all processes, on all of them."""
