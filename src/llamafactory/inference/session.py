@@ -60,11 +60,15 @@ class Session:
     def split_answer(self, text: str, options: GenerationOptions | None = None) -> Generator[Shown, None, None]:
         """Like `answer`, with thoughts told from answers."""
         pieces = self.answer(text, options)
-        splitter = ThoughtSplitter(self.thought_words, started=self.starts_with_thought)
+        splitter = self.splitter()
         with contextlib.closing(pieces):
             for piece in pieces:
                 yield from splitter.push(piece)
         yield from splitter.finish()
+
+    def splitter(self) -> ThoughtSplitter:
+        """What tells thoughts from answers in the text of this model."""
+        return ThoughtSplitter(self.thought_words, started=self.starts_with_thought)
 
     def clear(self) -> None:
         """Forget what was said; system message and tools stay."""
