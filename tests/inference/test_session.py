@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import make_tokenizer
-from tests.inference.engines_for_tests import EchoEngine
+from tests.inference.engines_for_tests import CALL, CallingEngine
 
 from llamafactory.config import load_config
-from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.data.rows import load_records
 from llamafactory.errors import DataError
 from llamafactory.inference.chat_model import ChatModel
-from llamafactory.inference.engine import Delta, GenerationOptions
 from llamafactory.inference.session import Session, new_session
 from llamafactory.rendering.records import Conversation, Message
-from llamafactory.rendering.renderer import build_renderer
 
 TOOLS = '[{"name": "add", "description": "", "parameters": {"type": "object", "properties": {}}}]'
-CALL = '<think>\nI need a sum.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 CONTENT = '<think>\nI need a sum.\n</think>\n\n[{"name": "add", "arguments": {"a": 1}}]'
-
-
-class CallingEngine(EchoEngine):
-    """Calls a tool when asked `sum`, else echoes; renders as Qwen3 does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.renderer = build_renderer(make_tokenizer(), TemplateConfig(template="qwen3"))
-        self.asked: list[Conversation] = []
-
-    async def generate(self, conversation: Conversation, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        self.asked.append(conversation)
-        if conversation.messages[-1].content != "sum":
-            async for delta in super().generate(conversation, options):
-                yield delta
-            return
-        for place in range(0, len(CALL), 7):
-            yield Delta(CALL[place : place + 7])
-            await asyncio.sleep(0)
-        yield Delta("", "stop")
 
 
 @pytest.fixture(scope="module")

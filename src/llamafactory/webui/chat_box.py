@@ -24,7 +24,7 @@ from llamafactory.rendering.records import Message
 from llamafactory.webui.markup import show_as_text
 
 Bubble = dict[str, Any]
-CSS = "#chat_input textarea { font-size: 1rem; } .gradio-container { max-width: 60rem !important; margin: auto; }"
+CSS = ".gradio-container { max-width: 60rem !important; width: 100% !important; margin: auto; }"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class ChatBox:
         )
         with gr.Row():
             text = gr.Textbox(
-                placeholder="Write a message; Shift+Enter makes a new line", show_label=False, lines=1, max_lines=12,
+                placeholder="Write a message", show_label=False,
+                container=False, lines=1, max_lines=12,
                 scale=8, elem_id="chat_input", autofocus=True,
             )  # fmt: skip
             send = gr.Button("Send", variant="primary", min_width=80)
@@ -78,9 +79,10 @@ class ChatBox:
         send.click(**ask, api_visibility="private")
         stop.click(self.stop, queue=False, api_name="stop")
         clear.click(self.clear, outputs=[bubbles, messages], queue=False, api_name="clear")
+        bubbles.clear(self.clear, outputs=[bubbles, messages], queue=False, api_visibility="private")
 
     def answer(
-        self, text: str, messages: Sequence[Message], *values: Any, request: gr.Request
+        self, request: gr.Request, text: str, messages: Sequence[Message], *values: Any
     ) -> Iterator[tuple[list[Bubble], list[Message], Any]]:
         """Stream the bubbles, the messages and the text box while the model answers."""
         if not text.strip():

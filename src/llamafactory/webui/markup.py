@@ -40,6 +40,7 @@ def _prose(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    # A picture would be fetched from where the text says; it becomes a link.
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "\\![")
     # A ">" is only dangerous behind a "<"; at the start of a line it is a quotation.
     return re.sub(r"(?<=\S)>", "&gt;", escaped)
