@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.inference.engines_for_tests import CALL, CallingEngine
+from tests.inference.calling_engine import CALL, CallingEngine
 
 from llamafactory.config import load_config
 from llamafactory.data.rows import load_records

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio_client
 import pytest
-from tests.inference.engines_for_tests import CallingEngine
+from tests.inference.calling_engine import CallingEngine
 
 from llamafactory.errors import ConfigError
 from llamafactory.inference.chat_model import ChatModel

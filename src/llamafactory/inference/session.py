@@ -7,6 +7,7 @@ import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamafactory.errors import DataError
 from llamafactory.inference.chat_model import ChatModel
@@ -14,7 +15,9 @@ from llamafactory.inference.engine import GenerationOptions
 from llamafactory.inference.thoughts import THINK, Shown, ThoughtSplitter
 from llamafactory.rendering.calls import ToolCall, dump, read_function_message, read_tools
 from llamafactory.rendering.records import Conversation, Message
-from llamafactory.rendering.renderer import Renderer
+
+if TYPE_CHECKING:
+    from llamafactory.rendering.renderer import Renderer
 
 _CALL_WORDS = ("<tool_call>", "</tool_call>")
 

@@ -70,7 +70,7 @@ class TrainerPredictions:
 
     def _ask(self, trainer: Trainer, file: PredictionFile, log: Path | None = None) -> None:
         share = self._tasks[env.rank() :: env.world_size()]
-        with _borrowed(trainer) as model:
+        with _borrowed(trainer, use_cache=self._config.compute.use_kv_cache) as model:
             ask(lambda: self._engine(model), share, self._config, file, log=log)
 
     def _engine(self, model: Any) -> Engine:
@@ -86,13 +86,17 @@ class TrainerPredictions:
 
 
 @contextmanager
-def _borrowed(trainer: Trainer) -> Iterator[Any]:
-    """The plain model for an engine, which changes its mode and its generation settings; both come back afterwards."""
+def _borrowed(trainer: Trainer, *, use_cache: bool) -> Iterator[Any]:
+    """The plain model for an engine, which changes its mode and its generation settings; all comes back afterwards.
+
+    use_cache: keep keys and values while answering, which training does not.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     core: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    was_training, settings = core.training, core.generation_config
+    was_training, settings, cached = core.training, core.generation_config, core.config.use_cache
+    core.config.use_cache = use_cache
     try:
         yield core
     finally:
-        core.generation_config = settings
+        core.generation_config, core.config.use_cache = settings, cached
         model.train(was_training)
