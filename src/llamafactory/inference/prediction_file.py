@@ -54,6 +54,11 @@ class PredictionFile:
         elif self.answers:
             _LOGGER.info("%s: going on after %d answers", self._path, len(self.answers))
 
+    def discard(self) -> None:
+        """Remove the parts of any run."""
+        for path in self._parts():
+            path.unlink(missing_ok=True)
+
     def add(self, answer: Answer) -> None:
         """Write one answer at once."""
         self.answers[answer.index] = answer
@@ -67,8 +72,7 @@ class PredictionFile:
                 row = {"prompt": task.prompt, "predict": self.answers[task.index].text, "label": task.label}
                 file.write(_json(row))
         staged.replace(self._folder / PREDICTIONS_FILE)
-        for path in self._parts():
-            path.unlink(missing_ok=True)
+        self.discard()
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob(PART_FILE.format("*")))
@@ -81,6 +85,8 @@ class PredictionFile:
         """Take the answers of one part over; a half-written end is cut off, if the part is this process's own."""
         lines, whole = _whole_lines(path.read_bytes())
         facts = lines[0].get("run") if lines else None
+        if not lines and path != self._path:
+            return  # another process is just beginning it
         if facts != self._facts:
             if lines and not overwrite:
                 raise ConfigError(self._other_run(facts))

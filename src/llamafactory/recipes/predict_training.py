@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -42,7 +41,7 @@ class TrainerPredictions:
     def evaluate(self, trainer: Trainer, prefix: str) -> dict[str, float]:
         """Metrics of answers by the model as it is now; nothing is kept. Called on every process."""
         with TemporaryDirectory() as folder:
-            file = self._file(Path(folder), uuid4().hex)
+            file = self._file(Path(folder), None)
             file.resume()
             self._ask(trainer, file)
             answers = self._together(trainer, file)
@@ -55,8 +54,15 @@ class TrainerPredictions:
         """
         config, began = self._config, time.monotonic()
         trained = config.training.do_train
-        file = self._file(Path(str(config.training.output_dir)), uuid4().hex if trained else weights_of(config))
-        file.resume(overwrite=trained or config.training.overwrite_output_dir)
+        weights = f"trained for {trainer.state.global_step} steps" if trained else weights_of(config)
+        file = self._file(Path(str(config.training.output_dir)), weights)
+        if trainer.is_world_process_zero():
+            if trained:
+                file.discard()
+            file.resume(overwrite=trained or config.training.overwrite_output_dir)
+        trainer.accelerator.wait_for_everyone()  # only the first process may remove parts of the others
+        if not trainer.is_world_process_zero():
+            file.resume(overwrite=True)
         before = len(file.answers)
         self._ask(trainer, file, log=Path(trainer.args.output_dir) / LOG_FILE if env.rank() == 0 else None)
         file.answers = self._together(trainer, file)
