@@ -72,7 +72,9 @@ class HuggingFaceEngine:
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = await asyncio.to_thread(self._answer, prompt, options)
+        answer = self._answer(prompt, options)
+        if options.json_schema:  # a large schema takes a second to compile
+            answer.grammar = await asyncio.to_thread(self._grammars.compile, options.json_schema)
         outbox = Outbox()
         runner = self._batch if self._batch is not None and options.num_beams == 1 else self._alone
         runner.submit(answer, outbox)
@@ -99,7 +101,9 @@ class HuggingFaceEngine:
                     f"text {number} has {len(row)} tokens, max_length is {max_length}; shorten it or raise max_length"
                 )
         pad = self._tokenizer.pad_token_id or 0
-        return await asyncio.to_thread(score_sequences, self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        return await self._alone.call(
+            lambda: score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        )
 
     async def close(self) -> None:
         """Stop running answers and let the model go."""
@@ -118,9 +122,8 @@ class HuggingFaceEngine:
         ids = self._texts.prompt_ids(prompt)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         room = room_for_answer(options, len(ids), limit)
-        grammar = self._grammars.compile(options.json_schema) if options.json_schema else None
         stop_ids = frozenset(self.renderer.stop_ids)
-        return Answer(ids, options, stop_ids, room, grammar, new_generator(options))
+        return Answer(ids, options, stop_ids, room, generator=new_generator(options))
 
 
 def _refuse_beams(options: GenerationOptions) -> None:
