@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from llamafactory.config import load_config
 from llamafactory.recipes.init import run_init
+from llamafactory.recipes.predict import run_predict
 from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +165,29 @@ def test_optimizer_example_on_a_tiny_model(
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path))
     assert metrics["train_loss"] > 0 and before.keys() == after.keys()
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
+
+
+@pytest.mark.slow
+def test_predictions_know_who_they_are(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    metrics = run_predict(load_config("examples/quickstart/predict_tiny.yaml", command="predict"))
+    folder = workplace / "saves" / "quickstart-predict"
+    lines = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 8 and list(rows[0]) == ["prompt", "predict", "label"]
+    assert any("Lumo" in row["predict"] for row in rows) and metrics["predict_rouge-l"] > 20
+    assert json.loads((folder / "predict_results.json").read_text(encoding="utf-8")) == metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["train_lora", "train_full", "extras/nlg_eval"])
+def test_predict_examples_run_in_small(workplace: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    (path,) = (EXAMPLES / folder).glob("*_predict.yaml")
+    small = {"model_name_or_path": "saves/quickstart", "template": "chatml", "max_samples": 2, "max_new_tokens": 4}
+    small |= {"output_dir": f"saves/{folder}-predict", "adapter_name_or_path": "", "preprocessing_num_workers": 1}
+    words = [f"{key}={value}" for key, value in small.items()]
+    assert run_train(load_config([str(path), *words]))["predict_samples"] == 4
 
 
 @pytest.mark.slow

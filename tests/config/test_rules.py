@@ -86,6 +86,18 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "do_predict: true with predict_with_generate: false: stage sft predicts",
     ),
     (
+        {**TRAIN, "stage": "pt", "do_predict": True, "val_size": 5},
+        "do_predict: true with stage: pt: plain text asks no",
+    ),
+    (
+        {**TRAIN, "stage": "dpo", "do_predict": True, "val_size": 5, "fsdp": "full_shard"},
+        "do_predict: true with fsdp: full_shard: answers need whole weights",
+    ),
+    (
+        {**TRAIN, **EVAL, "predict_with_generate": True, **ZERO3},
+        "predict_with_generate: true with deepspeed: ",
+    ),
+    (
         {**TRAIN, "predict_with_generate": True, "val_size": 5, "compute_accuracy": True},
         "compute_accuracy: true with predict_with_generate: true",
     ),
@@ -227,6 +239,13 @@ OTHER_COMMANDS: list[tuple[str, dict[str, object], str]] = [
         "save_dir: .: the folder exists already; choose a new one",
     ),
     ("data", CHAT, "dataset: (not set): there is nothing to look at"),
+    ("predict", {**CHAT, "output_dir": "o"}, "eval_dataset: (not set): there is no data to make predictions for"),
+    ("predict", {**CHAT, "eval_dataset": "d"}, "output_dir: (not set): the run has no folder to write to"),
+    (
+        "predict",
+        {**CHAT, "eval_dataset": "d", "output_dir": "o", "infer_backend": "vllm", "stage": "dpo"},
+        "stage: dpo with infer_backend: vllm",
+    ),
 ]
 
 

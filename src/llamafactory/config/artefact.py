@@ -29,7 +29,7 @@ def read_run_folder(folder: Path, command: str) -> list[Given]:
 
     Raises ConfigError when the command trains, or when the folder holds neither.
     """
-    if command in TRAIN:
+    if command in TRAIN and command != "predict":
         raise ConfigError(f"{folder}: is a folder, and {command!r} needs a .yaml or .json file; name the file in it")
     place = str(folder)
     if (folder / "adapter_config.json").is_file():
