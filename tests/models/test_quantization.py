@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.conftest import make_tokenizer
 from tests.models.conftest import MakeConfig
+from transformers import LlamaConfig
 
-from llamafactory.config import load_config
+from llamafactory.config import RunConfig
 from llamafactory.errors import MissingPackageError, ModelError
 from llamafactory.models.build import read_config
 from llamafactory.models.inspect import count_parameters
@@ -66,8 +67,8 @@ def train(model: torch.nn.Module, num_steps: int = 5, *, bf16: bool = False) -> 
     return losses
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
+def logits(model: torch.nn.Module, *, bf16: bool = False) -> torch.Tensor:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return model.eval()(input_ids=IDS).logits.float()
 
 
@@ -148,7 +149,7 @@ def test_variants_learn_and_come_back(load: Load, base_dir: Path, tmp_path: Path
     assert losses[-1] < losses[0] - 0.2
     if "bf16" in options:
         assert loaded.model.get_base_model().model.norm.weight.dtype == torch.float32
-    expected = logits(loaded.model)
+    expected = logits(loaded.model, bf16="bf16" in options)
     save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
     kind = {"infer_dtype": "bfloat16"} if "pure_bf16" in options or "bf16" in options else {}
     again = load(trainable=False, adapter_name_or_path=(str(tmp_path),), **common, **kind)[0]
@@ -221,6 +222,4 @@ def test_a_missing_package_is_told_with_its_command(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'llamafactory\[bitsandbytes\]'"):
-        QUANTIZERS.load("bnb").build(
-            load_config({"model_name_or_path": "m"}, command="chat"), None, dtype=torch.float32, trainable=False
-        )
+        QUANTIZERS.load("bnb").build(RunConfig(), LlamaConfig(), dtype=torch.float32, trainable=False)
