@@ -217,6 +217,16 @@ def test_merging_is_refused_with_the_way_out(load: Load, base_dir: Path) -> None
         merge_adapters(loaded.model)
 
 
+def test_packed_weights_borrow_the_format_of_the_others_where_they_are_sharded(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    part, config = QUANTIZERS.load("bnb"), make_config(quantization_bit=4, bf16=True)
+    options = part.build(config, LlamaConfig(), dtype=torch.bfloat16, trainable=True).options
+    assert options["quantization_config"].bnb_4bit_quant_storage == torch.bfloat16
+    assert "device_map" not in options
+
+
 def test_a_missing_package_is_told_with_its_command(
     load: Load, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
