@@ -166,6 +166,7 @@ def test_optimizer_example_on_a_tiny_model(
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
 
 
+@pytest.mark.extra
 @pytest.mark.slow
 def test_qlora_example_on_a_tiny_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")

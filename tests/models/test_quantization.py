@@ -23,7 +23,8 @@ from llamafactory.models.record import read_record
 from llamafactory.models.save import save_model
 from llamafactory.models.starter import build_model
 
-bnb = pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.extra
 
 Load = Callable[..., tuple[LoadedModel, object, object]]
 IDS = torch.arange(40, 72).reshape(2, 16)
