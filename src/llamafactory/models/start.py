@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,9 +44,9 @@ def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place."""
     method, quantization = STARTS.load(config.lora.init), quantization_of(model)
     rounding = _OWN_ROUNDING if quantization is None else quantization.describe()
-    options = StartOptions(config.lora.pissa_iter, rounding)
+    options, rounds = StartOptions(config.lora.pissa_iter, rounding), hasattr(method, "residual")
     for name, layer in _layers(model):
-        weight = _weight(name, layer, quantization)
+        weight = _weight(name, layer, quantization) if rounds or quantization is None else _shape_alone(layer)
         found = method.factors(weight, layer.r[_ADAPTER], layer.scaling[_ADAPTER], options)
         if found is None:
             return
@@ -151,15 +150,19 @@ def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
 
 
 def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> Tensor:
-    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from, where that can be read."""
+    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from. Raises CheckpointError."""
     base = layer.get_base_layer()
     if quantization is None:
         weight = base.weight.detach().float()
         return weight.T if layer.fan_in_fan_out else weight
-    if quantization.folder is None:
-        return dequantize_module_weight(base).detach().float()
+    assert quantization.folder is not None, "starts that need plain weights are refused on stored quantized ones"
     weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
     return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(base.weight.device)
+
+
+def _shape_alone(layer: LoraLayer) -> Tensor:
+    """[out, in] without values: starts that need those, and do not round, are refused on a quantized base."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +187,21 @@ def _take_out(layer: LoraLayer, plain: Tensor, start: _Start, quantization: Quan
     else:
         same = quantization.describe() == start.rounding  # then the layer itself rounds
         changed = plain - delta if same else residual(plain, delta, start.rounding)
-        QUANTIZERS.load(quantization.method).replace_weight(base, changed)
+        _quantize_again(base, changed, quantization)
     layer.register_buffer("start_A", down, persistent=False)
     layer.register_buffer("start_B", up, persistent=False)
     setattr(layer, _METHOD, start.method)
     setattr(layer, _ROUNDING, start.rounding)
+
+
+def _quantize_again(base: nn.Module, weight: Tensor, quantization: Quantization) -> None:
+    """Put `weight` into a quantized layer, in place. Raises ModelError where the method cannot do that."""
+    replace_weight = getattr(QUANTIZERS.load(quantization.method), "replace_weight", None)
+    if replace_weight is None or not replace_weight(base, weight):
+        raise ModelError(
+            "adapter_name_or_path: this adapter took its first values out of the base, and a base held as "
+            f"{quantization.describe()} cannot be changed; use bnb with quantization_bit: 4, or none"
+        )
 
 
 def _difference(weight: Tensor, delta: Tensor, rounding: str) -> Tensor:
