@@ -11,8 +11,6 @@ from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
-BITS = {"hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
-
 
 def zero_stage(config: RunConfig) -> int | None:
     """ZeRO stage of the DeepSpeed configuration; None without one, or when the file cannot be read."""
@@ -53,11 +51,6 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     bits, method = config.quantization.quantization_bit, config.quantization.quantization_method
     if bits is None:
         return
-    keys = ("quantization_bit", "quantization_method")
-    if method not in BITS and method != "bnb":
-        yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
-    elif method in BITS and bits not in BITS[method]:
-        yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
     if config.finetuning.finetuning_type not in ADAPTER_METHODS:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
