@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -130,8 +131,10 @@ def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
 
 
 def _weight(layer: LoraLayer) -> Tensor:
-    """The base weight [out, in] in fp32."""
-    weight = layer.get_base_layer().weight.detach().float()
+    """The base weight [out, in] in fp32, unpacked where it is quantized."""
+    base = layer.get_base_layer()
+    plain = base.weight.is_floating_point() and not hasattr(base.weight, "quant_state")
+    weight = (base.weight if plain else dequantize_module_weight(base)).detach().float()
     return weight.T if layer.fan_in_fan_out else weight
 
 
