@@ -39,6 +39,8 @@ class Residual(Protocol):
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place."""
+    if config.lora.init == "default":
+        return  # PEFT made them; packed weights that cannot be unpacked are not asked for
     method = STARTS.load(config.lora.init)
     for _, layer in _layers(model):
         weight, rank = _weight(layer), layer.r[_ADAPTER]

@@ -57,7 +57,7 @@ class Dequantize(ConversionOps):
     """Turns every weight that has a scale beside it into a plain one, before anything else is done with it."""
 
     def __init__(self, hf_quantizer: BlockReader) -> None:
-        self.block = hf_quantizer.quantization_config.weight_block_size
+        self.hf_quantizer = hf_quantizer  # by this attribute transformers knows not to cast the scales before
 
     def convert(
         self,
@@ -81,7 +81,8 @@ class Dequantize(ConversionOps):
     def _plain(self, codes: list[Tensor], scales: list[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
         if scales is None:
             return [tensor.to(dtype) for tensor in codes]
-        return [dequantize_blocks(code, scale, self.block, dtype) for code, scale in zip(codes, scales, strict=True)]
+        block = self.hf_quantizer.quantization_config.weight_block_size
+        return [dequantize_blocks(code, scale, block, dtype) for code, scale in zip(codes, scales, strict=True)]
 
 
 @register_quantizer(METHOD)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from llamafactory.facts import PACKED_WEIGHTS, Clash, Facts
 from llamafactory.models.quantization import Quantization, Quantizer, stored_settings
 from llamafactory.parts import require
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, TorchAoConfig
 
     from llamafactory.config.run import RunConfig
@@ -54,7 +55,6 @@ def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype,
 
 
 def _settings(bits: int) -> TorchAoConfig:
-    import torch
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
     from transformers import TorchAoConfig
