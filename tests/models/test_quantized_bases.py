@@ -13,9 +13,9 @@ from tests.conftest import make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llamafactory.errors import ConfigError, MissingPackageError, ModelError
+from llamafactory.errors import MissingPackageError
 from llamafactory.models.load import LoadedModel
-from llamafactory.models.quantization import QUANTIZERS, quantization_of
+from llamafactory.models.quantization import quantization_of
 from llamafactory.models.quantization._blocks import dequantize_blocks
 from llamafactory.models.save import save_model
 from llamafactory.models.starter import build_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from llamafactory.errors import ModelError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from transformers import PretrainedConfig, PreTrainedModel
+
+_MIN_WORKERS = 4
 
 
 def packed_settings(hf_config: PretrainedConfig, method: str) -> dict[str, object]:
@@ -29,6 +32,17 @@ def require_all(packages: tuple[str, ...], method: str, *, extra: str = "", inst
     """Raise MissingPackageError unless every package is there."""
     for package in packages:
         require(package, f"a checkpoint quantized with {method}", extra=extra, install=install)
+
+
+def require_gptqmodel(needed_by: str) -> None:
+    """Raise MissingPackageError unless gptqmodel and optimum are there.
+
+    gptqmodel divides its threads among pools and does not start with fewer than four.
+    """
+    for package in ("gptqmodel", "optimum"):
+        require(package, needed_by, extra="gptq")
+    if (os.cpu_count() or 1) < _MIN_WORKERS:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(_MIN_WORKERS))
 
 
 def packed(method: str, settings: Mapping[str, object], *, bits: float, learns: bool = True) -> Quantizer:

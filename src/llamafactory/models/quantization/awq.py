@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from llamafactory.facts import PACKED_WEIGHTS, READ_ONLY, Clash, Facts
-from llamafactory.models.gptq import prepare_gptqmodel
 from llamafactory.models.quantization import Quantizer
-from llamafactory.models.quantization._stored import packed, packed_settings
+from llamafactory.models.quantization._stored import packed, packed_settings, require_gptqmodel
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype,
     """The quantizer of a stored checkpoint. Raises MissingPackageError."""
     del config, dtype
     settings = packed_settings(hf_config, "awq")
-    prepare_gptqmodel("a checkpoint quantized with awq")
+    require_gptqmodel("a checkpoint quantized with awq")
     if trainable:
         settings["backend"] = "auto_trainable"
     hf_config.quantization_config = settings

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from llamafactory.facts import PACKED_WEIGHTS, READ_ONLY, Clash, Facts
-from llamafactory.models.gptq import prepare_gptqmodel
 from llamafactory.models.quantization import Quantizer
-from llamafactory.models.quantization._stored import packed, packed_settings
+from llamafactory.models.quantization._stored import packed, packed_settings, require_gptqmodel
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype,
     """
     del config, dtype
     settings = packed_settings(hf_config, "gptq")
-    prepare_gptqmodel("a checkpoint quantized with gptq")
+    require_gptqmodel("a checkpoint quantized with gptq")
     if trainable:
         settings["backend"] = "auto_trainable"
     hf_config.quantization_config = settings

@@ -61,4 +61,6 @@ def _settings(bits: int) -> TorchAoConfig:
 
     if bits == 8:
         return TorchAoConfig(Int8WeightOnlyConfig())
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP_SIZE)))
+    return TorchAoConfig(
+        IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(GROUP_SIZE))
+    )

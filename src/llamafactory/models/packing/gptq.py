@@ -2,12 +2,12 @@
 
 Layer by layer, each weight matrix W is rounded column by column so that ||(W - Q) X||^2 stays smallest for the inputs X
 that the calibration samples cause; scales are symmetric, one per group of inputs. The output head and the embeddings
-stay as they are, and so do fused expert weights, which are no linear layers. Knows no options and no data.
+stay as they are, and so do fused expert weights, which are no linear layers. Knows no data.
 """
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,27 +16,27 @@ from torch import nn
 from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
 from llamafactory.models.modules import has_fused_experts, linear_modules
-from llamafactory.parts import require
+from llamafactory.models.packing import Samples, Target
+from llamafactory.models.quantization._stored import require_gptqmodel
+from llamafactory.models.save import save_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel
 
+    from llamafactory.config.run import RunConfig
+
 GROUP_SIZES = (128, 64, 32)
-INSTALL = "gptqmodel optimum"
-_MIN_WORKERS = 4
 
 
-def prepare_gptqmodel(needed_by: str) -> None:
-    """Check that gptqmodel can be imported. Raises MissingPackageError.
+def prepare(config: RunConfig) -> None:
+    """Raise MissingPackageError unless gptqmodel and optimum are there."""
+    del config
+    require_gptqmodel("export_quantization_bit")
 
-    gptqmodel divides its threads among pools and cannot start with fewer than four.
-    """
-    for package in ("gptqmodel", "optimum"):
-        require(package, needed_by, extra="gptq")
-    if (os.cpu_count() or 1) < _MIN_WORKERS:
-        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(_MIN_WORKERS))
+
+def pack(model: PreTrainedModel, folder: Path, samples: Samples, *, bits: int, target: Target) -> None:
+    """Quantize `model` in place and write its weights into `folder`. Raises ConfigError, CheckpointError."""
+    save_weights(quantize_gptq(model, bits, samples), folder, record=target.record, options=target.options)
 
 
 def group_size(model: PreTrainedModel) -> int:
@@ -53,7 +53,7 @@ def group_size(model: PreTrainedModel) -> int:
     )
 
 
-def quantize_gptq(model: PreTrainedModel, bits: int, samples: Sequence[Sequence[int]]) -> PreTrainedModel:
+def quantize_gptq(model: PreTrainedModel, bits: int, samples: Samples) -> PreTrainedModel:
     """Replace the linear layers of `model` by packed ones, ready to be saved. samples: token ids, one list each.
 
     Returns the same model, in the checkpoint format that gptqmodel, vLLM and transformers read. Raises ConfigError.
