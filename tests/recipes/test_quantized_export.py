@@ -13,9 +13,12 @@ from llamafactory import ChatModel
 from llamafactory.config import load_config
 from llamafactory.data.calibration import calibration_windows, draw_windows
 from llamafactory.errors import ConfigError, DataError, LlamaFactoryError, MissingPackageError
+from llamafactory.models.build import reload_model
 from llamafactory.models.load import load_model
+from llamafactory.models.packing.gptq import group_size
 from llamafactory.models.quantization import quantization_of
 from llamafactory.models.save import save_model
+from llamafactory.models.starter import build_model
 from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.recipes.export import run_export
 
@@ -27,13 +30,22 @@ HAS_GPTQ = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose layers are multiples of 32 on both sides."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_tokenizer().save_pretrained(folder)
+    build_model(make_tokenizer(), hidden_size=64, num_layers=2, max_length=512).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def keys(model_dir: Path, tmp_path: Path) -> dict[str, object]:
+def keys(wide_dir: Path, tmp_path: Path) -> dict[str, object]:
     text = tmp_path / "texts.jsonl"
     rows = [{"text": f"Document {number} tells of {number} small things. " * 12} for number in range(8)]
     text.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return {
-        "model_name_or_path": str(model_dir), "template": "chatml", "export_dir": str(tmp_path / "packed"),
+        "model_name_or_path": str(wide_dir), "template": "chatml", "export_dir": str(tmp_path / "packed"),
         "export_quantization_bit": 4, "export_quantization_dataset": str(text), "export_quantization_nsamples": 8,
         "export_quantization_maxlen": 48,
     }  # fmt: skip
@@ -127,6 +139,12 @@ def test_a_missing_package_names_the_command(keys: dict[str, object], monkeypatc
         run_export(keys)
 
 
+def test_layers_that_cannot_be_packed_are_named(wide_dir: Path, model_dir: Path) -> None:
+    assert group_size(reload_model(wide_dir, "auto")) == 64
+    with pytest.raises(ConfigError, match=r"layers.0.self_attn.k_proj has 16 outputs, which is no multiple of 32"):
+        group_size(reload_model(model_dir, "auto"))
+
+
 # for real
 
 
@@ -153,7 +171,7 @@ def test_a_gptq_export_chats_and_carries_an_adapter(
     )  # fmt: skip
     bundle = load_tokenizer(config)
     loaded = load_model(config, bundle, trainable=True)
-    assert quantization_of(loaded.model).describe() == f"gptq {bits}-bit (groups of 32)"
+    assert quantization_of(loaded.model).describe() == f"gptq {bits}-bit (groups of 64)"
     packed = packed_weights(loaded.model)
     optimizer = torch.optim.Adam([weight for weight in loaded.model.parameters() if weight.requires_grad], 1e-2)
     losses = []

@@ -51,7 +51,7 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     bits, method = config.quantization.quantization_bit, config.quantization.quantization_method
     if bits is None:
         return
-    if config.finetuning.finetuning_type not in ADAPTER_METHODS:
+    if config.finetuning.finetuning_type not in ADAPTER_METHODS and not config.quantization.quantization_aware:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
         )
@@ -87,6 +87,30 @@ def quantized_helpers(config: RunConfig) -> Iterator[Violation]:
                 "adapters cannot be merged into quantized weights",
                 "give one adapter, or merge the others with `export` first",
             )
+
+
+def torchao_training(config: RunConfig) -> Iterator[Violation]:
+    """On torchao weights adapters learn in 8 bits; whole weights learn in view of the rounding."""
+    quantization, method = config.quantization, config.finetuning.finetuning_type
+    chosen = quantization.quantization_method == "torchao" and quantization.quantization_bit is not None
+    if config.command not in TRAIN or not config.training.do_train:
+        return
+    if quantization.quantization_aware and not chosen:
+        yield Violation(
+            ("quantization_aware", "quantization_method"),
+            "only torchao rounds weights while they learn",
+            "set quantization_method to torchao and quantization_bit to 4 or 8",
+        )
+    elif quantization.quantization_aware and method not in {"full", "freeze"}:
+        yield Violation(
+            ("quantization_aware", "finetuning_type"), "it trains whole weights", "set finetuning_type to full"
+        )
+    elif chosen and not quantization.quantization_aware and quantization.quantization_bit != 8:
+        yield Violation(
+            ("quantization_bit", "quantization_method"),
+            "adapters learn on torchao weights of 8 bits only",
+            "set quantization_bit to 8, or use bnb",
+        )
 
 
 def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
@@ -143,6 +167,7 @@ RULES: tuple[Rule, ...] = (
     one_precision,
     quantization_limits,
     quantized_helpers,
+    torchao_training,
     quantization_device_map,
     fp8_limits,
     sharded_weights,

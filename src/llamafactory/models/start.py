@@ -161,9 +161,8 @@ def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> T
     if quantization.folder is None:
         return dequantize_module_weight(base).detach().float()
     weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
-    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(
-        _matrices(layer)[0].weight.device
-    )
+    device = _matrices(layer)[0].weight.device  # packed layers may have no `weight` to ask
+    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(device)
 
 
 @dataclass(frozen=True, slots=True)

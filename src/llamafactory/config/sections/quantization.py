@@ -21,3 +21,6 @@ class QuantizationConfig(Section):
     quantization_device_map: Literal["auto"] | None = option(
         None, "auto spreads a 4-bit model over all devices; only for inference with bnb."
     )
+    quantization_aware: bool = option(
+        False, "Train whole weights as they will be once torchao rounds them; quantization_bit then holds at inference."
+    )

@@ -40,17 +40,17 @@ def pack(model: PreTrainedModel, folder: Path, samples: Samples, *, bits: int, t
 
 
 def group_size(model: PreTrainedModel) -> int:
-    """Inputs that share a scale: the largest size that divides the width of every layer. Raises ConfigError."""
-    layers = (model.get_submodule(name) for name in linear_modules(model))
-    widths = {layer.in_features for layer in layers if isinstance(layer, nn.Linear)}
-    for size in GROUP_SIZES:
-        if all(width % size == 0 for width in widths):
-            return size
-    odd = min(width for width in widths if width % GROUP_SIZES[-1])
-    raise ConfigError(
-        f"export_quantization_bit: a layer of this model has {odd} inputs, which is no multiple of "
-        f"{GROUP_SIZES[-1]}, so GPTQ cannot pack it; export without quantization"
-    )
+    """Inputs that share a scale: the largest size that divides those of every layer. Raises ConfigError."""
+    named = ((name, model.get_submodule(name)) for name in linear_modules(model))
+    layers = {name: layer for name, layer in named if isinstance(layer, nn.Linear)}
+    for name, layer in layers.items():
+        for number, side in ((layer.in_features, "inputs"), (layer.out_features, "outputs")):
+            if number % GROUP_SIZES[-1]:
+                raise ConfigError(
+                    f"export_quantization_bit: {name} has {number} {side}, which is no multiple of {GROUP_SIZES[-1]}, "
+                    "so its weights cannot be packed; export without quantization"
+                )
+    return next(size for size in GROUP_SIZES if all(layer.in_features % size == 0 for layer in layers.values()))
 
 
 def quantize_gptq(model: PreTrainedModel, bits: int, samples: Samples) -> PreTrainedModel:
