@@ -38,9 +38,14 @@ FACTS = Facts(
 )
 
 
+def require_packages() -> None:
+    """Raise MissingPackageError unless bitsandbytes is installed."""
+    require("bitsandbytes", "a base quantized by bitsandbytes (quantization_method: bnb)", extra="bitsandbytes")
+
+
 def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype, trainable: bool) -> Quantizer:
     """The quantizer for `quantization_bit` 4 or 8, or for a stored checkpoint. Raises MissingPackageError."""
-    require("bitsandbytes", "a model quantized by bitsandbytes (quantization_method: bnb)", extra="bitsandbytes")
+    require_packages()
     stored = stored_settings(hf_config)
     if stored is None:
         settings = _as_asked(config, dtype)
@@ -61,7 +66,7 @@ def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype,
 
 def round_as(weight: Tensor, words: str) -> Tensor:
     """`weight` after quantizing it and back, in fp32. words: the format as `Quantization.describe` names it."""
-    require("bitsandbytes", f"rounding to the format {words}", extra="bitsandbytes")
+    require_packages()
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     kind, double = "fp4" if "fp4" in words else "nf4", "double" in words
