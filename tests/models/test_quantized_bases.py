@@ -13,7 +13,8 @@ from tests.conftest import make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llamafactory.errors import MissingPackageError
+from llamafactory.errors import ConfigError, MissingPackageError, ModelError
+from llamafactory.models.inspect import count_parameters
 from llamafactory.models.load import LoadedModel
 from llamafactory.models.quantization import quantization_of
 from llamafactory.models.quantization._blocks import dequantize_blocks
@@ -101,6 +102,8 @@ def test_fewer_hqq_bits_round_more(load: Load, base_dir: Path) -> None:
         float((logits(load(**common, quantization_method="hqq", quantization_bit=bits)[0].model) - plain).norm())
         for bits in (8, 4, 2)
     ]
+    packed = load(**common, quantization_method="hqq", quantization_bit=4)[0].model
+    assert count_parameters(packed) == count_parameters(load(**common)[0].model)
     assert 0 < errors[0] < errors[1] / 4 < errors[2] / 8
 
 
@@ -287,6 +290,46 @@ def test_a_checkpoint_whose_package_is_missing_names_the_command(
     monkeypatch.setattr("llamafactory.parts.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=command):
         load(model_name_or_path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "error", "words"),
+    [
+        ({"quant_method": "aqlm"}, {}, ModelError, "adapters on it cannot be trained on a CPU"),
+        ({"quant_method": "fp8", "expert_dtype": "fp4"}, {}, ModelError, "stores its experts in 4-bit floats"),
+        ({"quant_method": "gptq", "bits": 4}, {"finetuning_type": "full"}, ModelError, "full cannot train it"),
+        ({"quant_method": "gptq", "bits": 4}, {"use_dora": True}, ModelError, "DoRA cannot read gptq weights"),
+        ({"quant_method": "awq", "bits": 4}, {"finetuning_type": "loha"}, ModelError, "no such adapter for awq"),
+        ({"quant_method": "quark"}, {}, ModelError, r"stored quantized \(quark\), which this version cannot read"),
+        (None, {"quantization_method": "eetq", "quantization_bit": 8}, ConfigError, "has kernels for CUDA GPUs only"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_cpu_or_a_stored_format_refuses(
+    load: Load, base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict | None, options: dict,
+    error: type, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("llamafactory.parts.importlib.util.find_spec", lambda name: object())  # nothing is missing
+    for file in base_dir.iterdir():
+        (tmp_path / file.name).symlink_to(file) if file.name != "config.json" else None
+    (tmp_path / "config.json").write_bytes((base_dir / "config.json").read_bytes())
+    if settings is not None:
+        declare(tmp_path, **settings)
+    with pytest.raises(error, match=words):
+        load(model_name_or_path=str(tmp_path), **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_eetq_answers_on_a_gpu(load: Load, base_dir: Path) -> None:
+    pytest.importorskip("kernels", reason="kernels is not installed (pip install kernels)")
+    common = {"model_name_or_path": str(base_dir), "trainable": False, "infer_dtype": "float16"}
+    packed = load(**common, quantization_method="eetq", quantization_bit=8)[0].model
+    plain = load(**common)[0].model.to(packed.device)
+    with torch.no_grad():
+        found, want = (model(input_ids=IDS.to(packed.device)).logits.float() for model in (packed, plain))
+    assert float((found - want).abs().max() / want.abs().max()) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_weights_trained_in_view_of_rounding_are_those_that_are_rounded(
         ({"quantization_bit": 3, "quantization_method": "torchao"}, "torchao has 4 or 8 bits"),
         ({"quantization_bit": 7, "quantization_method": "hqq"}, "hqq has 1, 2, 3, 4, 5, 6 or 8 bits"),
         ({"quantization_bit": 4, "quantization_method": "eetq"}, "eetq has 8 bits"),
+        ({"quantization_bit": 8, "quantization_method": "eetq"}, "PEFT knows the layers of the package eetq"),
         ({"quantization_bit": 4, "quantization_method": "gptq"}, "this format is only read from a checkpoint"),
         ({"quantization_bit": 4, "quantization_method": "hqq", "use_dora": True}, "DoRA reads bnb weights only"),
         ({"quantization_bit": 4, "quantization_method": "hqq", "finetuning_type": "loha"}, "PEFT has no such adapter"),

@@ -1,4 +1,7 @@
-"""EETQ: 8-bit weights with one scale per output channel (https://github.com/NetEase-FuXi/EETQ), on a GPU only."""
+"""EETQ: 8-bit weights with one scale per output channel (https://github.com/NetEase-FuXi/EETQ), to answer on a GPU.
+
+transformers 5 has layers of its own for it, with kernels from the hub; PEFT 0.21 cannot put adapters on those.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,24 @@ FACTS = Facts(
     clashes=(
         Clash("quantization_bit", "eetq has 8 bits", "set quantization_bit to 8", allowed=(8,)),
         Clash(
-            "finetuning_type",
-            "PEFT has no such adapter for eetq weights",
-            "set finetuning_type to lora",
-            allowed=("lora", "oft"),
+            "do_train",
+            "PEFT knows the layers of the package eetq, and transformers 5 has its own",
+            "train on bnb with 8 bits",
         ),
         PACKED_WEIGHTS,
     ),
 )
 
 
+def require_packages() -> None:
+    """Raise MissingPackageError unless kernels is installed."""
+    require("kernels", "quantization_method: eetq", install="kernels")
+
+
 def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype, trainable: bool) -> Quantizer:
     """The quantizer for `quantization_bit: 8`, or for a stored checkpoint. Raises ConfigError, MissingPackageError."""
     del trainable
-    require("kernels", "quantization_method: eetq", install="kernels")
+    require_packages()
     if config.training.use_cpu or not torch.cuda.is_available():
         raise ConfigError(
             "quantization_method: eetq has kernels for CUDA GPUs only, and this run has none; use bnb or hqq with "

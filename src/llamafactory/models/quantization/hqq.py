@@ -14,6 +14,7 @@ from torch import nn
 
 from llamafactory import env
 from llamafactory.facts import PACKED_WEIGHTS, Clash, Facts
+from llamafactory.models.inspect import PLAIN_SIZE
 from llamafactory.models.modules import linear_modules
 from llamafactory.models.quantization import Quantization, Quantizer
 from llamafactory.parts import require
@@ -36,10 +37,15 @@ FACTS = Facts(
 GROUP_SIZE = 64
 
 
+def require_packages() -> None:
+    """Raise MissingPackageError unless hqq is installed."""
+    require("hqq", "quantization_method: hqq", extra="hqq")
+
+
 def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype, trainable: bool) -> Quantizer:
     """The quantizer for `quantization_bit`. Raises MissingPackageError."""
     del hf_config, trainable
-    require("hqq", "quantization_method: hqq", extra="hqq")
+    require_packages()
     bits = config.quantization.quantization_bit
     assert bits is not None
     device = _device(config)
@@ -63,8 +69,9 @@ def quantize_linears(model: PreTrainedModel, bits: int, dtype: torch.dtype, devi
     for name in linear_modules(model):
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Linear) and layer.weight.numel() % GROUP_SIZE == 0:
-            layer.to(device)
+            size = layer.to(device).weight.numel()
             packed = HQQLinear(layer, settings, compute_dtype=dtype, device=str(device))
+            setattr(packed.W_q, PLAIN_SIZE, size)
             model.set_submodule(name, packed.requires_grad_(False))
     return model.to(device)
 

@@ -40,9 +40,14 @@ FACTS = Facts(
 GROUP_SIZE = 32
 
 
+def require_packages() -> None:
+    """Raise MissingPackageError unless torchao is installed."""
+    require("torchao", "a model quantized by torchao (quantization_method: torchao)", extra="torchao")
+
+
 def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype, trainable: bool) -> Quantizer:
     """The quantizer for `quantization_bit` 4 or 8, or for a stored checkpoint. Raises MissingPackageError."""
-    require("torchao", "a model quantized by torchao (quantization_method: torchao)", extra="torchao")
+    require_packages()
     if stored_settings(hf_config) is not None:
         return Quantizer(Quantization("torchao", 0, stored=True), "quantization: torchao, as stored")
     bits, dtype_name = config.quantization.quantization_bit, str(dtype).removeprefix("torch.")
