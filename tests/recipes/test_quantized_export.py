@@ -193,7 +193,8 @@ def test_a_gptq_export_chats_and_carries_an_adapter(
     again = load_model(other, bundle, trainable=False)
     with torch.no_grad():
         difference = again.model(input_ids=IDS).logits - loaded.model.eval()(input_ids=IDS).logits
-    assert float(difference.abs().max()) < 1e-5
+    # Answering, gptqmodel takes another kernel for 4 bits than for training.
+    assert float(difference.abs().max()) < (5e-3 if bits == 4 else 1e-5)
     with pytest.raises(ConfigError, match=r"is quantized already \(gptq"):
         run_export({"model_name_or_path": str(folder), "export_dir": str(tmp_path / "twice"), "template": "chatml"})
 
