@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llamafactory.config import load_config
+from llamafactory.recipes.init import run_init
 from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
@@ -107,13 +108,10 @@ def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, examples, the tiny model, and the result of quickstart.yaml."""
-    folder = tmp_path_factory.mktemp("workplace")
-    for name in ("data", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    cli(folder, "init", "saves/tiny")
-    run(EXAMPLES / "quickstart" / "quickstart.yaml", folder)
+def workplace(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of our own with data, examples, the tiny model, and the result of quickstart.yaml."""
+    folder = tmp_path_factory.mktemp("work") / "place"
+    shutil.copytree(finished_quickstart, folder, symlinks=True)
     return folder
 
 
@@ -137,15 +135,16 @@ def test_tiny_run(workplace: Path, name: str) -> None:
     assert losses[-1] < losses[0] or len(losses) == 1
 
 
-OPTIMIZERS = ("adalomo", "adam_mini", "adamw_8bit", "apollo", "badam", "galore", "muon")
+EIGHT_BIT = pytest.param("adamw_8bit", marks=pytest.mark.extra)
+OPTIMIZERS = ("adalomo", "adam_mini", EIGHT_BIT, "apollo", "badam", "galore", "muon")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as `init` makes it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    cli(ROOT, "init", str(folder / "model"))
-    return folder / "model"
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    run_init([str(folder), "--data_dir", str(ROOT / "data")])
+    return folder
 
 
 @pytest.mark.slow
@@ -165,6 +164,22 @@ def test_optimizer_example_on_a_tiny_model(
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path))
     assert metrics["train_loss"] > 0 and before.keys() == after.keys()
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_qlora_example_on_a_tiny_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "cutoff_len": 64, "max_samples": 16,
+        "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true", "logging_steps": 1,
+    }  # fmt: skip
+    path = EXAMPLES / "train_qlora" / "llama3_lora_sft_bnb.yaml"
+    assert run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))["train_loss"] > 0
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_B" in name and bool(value.any()) for name, value in adapter.items())
+    assert json.loads((tmp_path / "base_record.json").read_text())["quantization"] == "bnb 4-bit (nf4, double)"
 
 
 @pytest.mark.slow
