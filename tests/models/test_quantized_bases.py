@@ -68,9 +68,16 @@ def declare(folder: Path, **settings: object) -> None:
     file.write_text(json.dumps(content | {"quantization_config": settings}), encoding="utf-8")
 
 
+def copy_without_weights(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
 # HQQ
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("bits", [8, 6, 5, 4, 3, 2, 1])
 def test_an_adapter_learns_on_hqq_weights_and_comes_back(load: Load, base_dir: Path, tmp_path: Path, bits: int) -> None:
     pytest.importorskip("hqq")
@@ -94,6 +101,7 @@ def test_an_adapter_learns_on_hqq_weights_and_comes_back(load: Load, base_dir: P
     assert train(resumed.model, 1)[0] < losses[-1]
 
 
+@pytest.mark.extra
 def test_fewer_hqq_bits_round_more(load: Load, base_dir: Path) -> None:
     pytest.importorskip("hqq")
     common = {"model_name_or_path": str(base_dir), "trainable": False}
@@ -107,6 +115,7 @@ def test_fewer_hqq_bits_round_more(load: Load, base_dir: Path) -> None:
     assert 0 < errors[0] < errors[1] / 4 < errors[2] / 8
 
 
+@pytest.mark.extra
 def test_hqq_computes_in_the_format_of_training(load: Load, base_dir: Path) -> None:
     pytest.importorskip("hqq")
     loaded = load(
@@ -266,6 +275,71 @@ def test_mxfp4_experts_become_plain_and_are_saved_plain(load: Load, tmp_path: Pa
                        logits(loaded.model))  # fmt: skip
 
 
+# stored by other programs
+
+
+@pytest.mark.extra
+def test_compressed_tensors_become_plain(load: Load, base_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="not installed (pip install compressed-tensors)")
+    stored, worth = {}, {}
+    for name, weight in load_file(base_dir / "model.safetensors").items():
+        stored[name] = worth[name] = weight
+        if "proj" in name:
+            scale = weight.abs().amax(1, keepdim=True) / 448
+            stored |= {name: (weight / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+            worth[name] = stored[name].float() * scale
+    copy_without_weights(base_dir, tmp_path)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False}
+    declare(
+        tmp_path, quant_method="compressed-tensors", format="float-quantized", quantization_status="compressed",
+        ignore=["lm_head"], config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
+    )  # fmt: skip
+    state = load(trainable=False, model_name_or_path=str(tmp_path))[0].model.state_dict()
+    assert set(state) == set(worth) and all(torch.equal(state[name], worth[name]) for name in worth)
+
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def packed_awq(codes: Tensor) -> Tensor:
+    """Codes 0 to 15 [rows, columns] -> eight in an int32 [rows, columns / 8], in the order of AWQ's kernels."""
+    parts = codes.reshape(codes.shape[0], -1, 8)[..., AWQ_ORDER]
+    whole = (parts << torch.arange(0, 32, 4)).sum(-1)
+    return torch.where(whole >= 1 << 31, whole - (1 << 32), whole).to(torch.int32)
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_an_awq_checkpoint_answers_as_its_arithmetic_and_carries_an_adapter(
+    load: Load, base_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gptqmodel", reason="not installed (pip install 'llamafactory[gptq]')")
+    stored, worth = {}, {}
+    torch.manual_seed(0)
+    for name, weight in load_file(base_dir / "model.safetensors").items():
+        stored[name] = worth[name] = weight
+        if "proj" in name:
+            high, wide = stored.pop(name).shape
+            codes, zeros = torch.randint(0, 16, (wide, high)), torch.randint(6, 10, (wide // 32, high))
+            scales = (torch.rand(wide // 32, high) * 0.01 + 0.005).half()
+            stem = name.removesuffix("weight")
+            stored |= {f"{stem}qweight": packed_awq(codes), f"{stem}qzeros": packed_awq(zeros), f"{stem}scales": scales}
+            spread = [part.repeat_interleave(32, 0) for part in (zeros, scales.float())]
+            worth[name] = ((codes - spread[0]) * spread[1]).T.contiguous()
+    copy_without_weights(base_dir, tmp_path)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    plain = AutoModelForCausalLM.from_pretrained(base_dir)
+    plain.load_state_dict(worth)
+    declare(tmp_path, quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm")
+    loaded = load(trainable=False, model_name_or_path=str(tmp_path))[0]
+    assert quantization_of(loaded.model).describe() == "awq 4-bit (groups of 32)"
+    want = logits(plain)
+    assert float((logits(loaded.model) - want).abs().max() / want.abs().max()) < 0.03  # the kernel computes in bf16
+    losses = train(load(model_name_or_path=str(tmp_path))[0].model)
+    assert losses[-1] < losses[0] - 0.3
+
+
 # refusals
 
 
@@ -283,9 +357,8 @@ def test_a_checkpoint_whose_package_is_missing_names_the_command(
     load: Load, base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict,
     command: str,
 ) -> None:  # fmt: skip
-    for file in base_dir.iterdir():
-        (tmp_path / file.name).symlink_to(file) if file.name != "config.json" else None
-    (tmp_path / "config.json").write_bytes((base_dir / "config.json").read_bytes())
+    copy_without_weights(base_dir, tmp_path)
+    (tmp_path / "model.safetensors").symlink_to(base_dir / "model.safetensors")
     declare(tmp_path, quant_method=method, **settings)
     monkeypatch.setattr("llamafactory.parts.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=command):
@@ -311,9 +384,8 @@ def test_what_a_cpu_or_a_stored_format_refuses(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("llamafactory.parts.importlib.util.find_spec", lambda name: object())  # nothing is missing
-    for file in base_dir.iterdir():
-        (tmp_path / file.name).symlink_to(file) if file.name != "config.json" else None
-    (tmp_path / "config.json").write_bytes((base_dir / "config.json").read_bytes())
+    copy_without_weights(base_dir, tmp_path)
+    (tmp_path / "model.safetensors").symlink_to(base_dir / "model.safetensors")
     if settings is not None:
         declare(tmp_path, **settings)
     with pytest.raises(error, match=words):

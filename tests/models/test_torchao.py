@@ -40,6 +40,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits.float()
 
 
+@pytest.mark.extra
 @pytest.mark.usefixtures("needs_torchao")
 def test_an_adapter_learns_on_8_bits_and_comes_back(load: Load, untied_dir: Path, tmp_path: Path) -> None:
     options = {"model_name_or_path": str(untied_dir), "quantization_method": "torchao", "quantization_bit": 8}
@@ -56,6 +57,7 @@ def test_an_adapter_learns_on_8_bits_and_comes_back(load: Load, untied_dir: Path
     assert torch.equal(logits(again.model), expected)
 
 
+@pytest.mark.extra
 @pytest.mark.usefixtures("needs_torchao")
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 1e-5), (4, 1e-5)])
 def test_weights_trained_in_view_of_rounding_are_those_that_are_rounded(

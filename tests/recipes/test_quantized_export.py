@@ -153,6 +153,7 @@ def packed_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @HAS_GPTQ
+@pytest.mark.extra
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_a_gptq_export_chats_and_carries_an_adapter(
