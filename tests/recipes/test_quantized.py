@@ -105,6 +105,16 @@ def test_sft_goes_on_exactly_and_its_folder_alone_answers(
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
 
 
+def test_hqq_goes_on_exactly_and_its_folder_remembers_it(options: dict[str, object]) -> None:
+    pytest.importorskip("hqq")
+    stays_and_goes_on(for_stage(options, "sft") | {"quantization_method": "hqq", "quantization_bit": 3})
+    folder = Path(str(options["output_dir"]))
+    assert "base weights in training | `hqq 3-bit (groups of 64)`" in (folder / "README.md").read_text()
+    config = load_config(folder, command="chat")
+    found = quantization_of(load_model(config, load_tokenizer(config), trainable=False).model)
+    assert found is not None and found.describe() == "hqq 3-bit (groups of 64)"
+
+
 def test_a_quantized_base_is_evaluated_without_an_adapter(options: dict[str, object]) -> None:
     plain = {key: value for key, value in for_stage(options, "sft").items() if key != "max_steps"}
     metrics = run_train(plain | {"do_train": False, "do_eval": True, "eval_dataset": "rows", "quantization_bit": 8})

@@ -11,8 +11,6 @@ from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation, value_of
 
-BITS = {"hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
-
 
 def zero_stage(config: RunConfig) -> int | None:
     """ZeRO stage of the DeepSpeed configuration; None without one, or when the file cannot be read."""
@@ -53,12 +51,7 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     bits, method = config.quantization.quantization_bit, config.quantization.quantization_method
     if bits is None:
         return
-    keys = ("quantization_bit", "quantization_method")
-    if method not in BITS and method != "bnb":
-        yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
-    elif method in BITS and bits not in BITS[method]:
-        yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
-    if config.finetuning.finetuning_type not in ADAPTER_METHODS:
+    if config.finetuning.finetuning_type not in ADAPTER_METHODS and not config.quantization.quantization_aware:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
         )
@@ -94,6 +87,30 @@ def quantized_companions(config: RunConfig) -> Iterator[Violation]:
                 "adapters cannot be merged into quantized weights",
                 "give one adapter, or merge the others with `export` first",
             )
+
+
+def torchao_training(config: RunConfig) -> Iterator[Violation]:
+    """On torchao weights adapters learn in 8 bits; whole weights learn in view of the rounding."""
+    quantization, method = config.quantization, config.finetuning.finetuning_type
+    chosen = quantization.quantization_method == "torchao" and quantization.quantization_bit is not None
+    if config.command not in TRAIN or not config.training.do_train:
+        return
+    if quantization.quantization_aware and not chosen:
+        yield Violation(
+            ("quantization_aware", "quantization_method"),
+            "only torchao rounds weights while they learn",
+            "set quantization_method to torchao and quantization_bit to 4 or 8",
+        )
+    elif quantization.quantization_aware and method not in {"full", "freeze"}:
+        yield Violation(
+            ("quantization_aware", "finetuning_type"), "it trains whole weights", "set finetuning_type to full"
+        )
+    elif chosen and not quantization.quantization_aware and quantization.quantization_bit != 8:
+        yield Violation(
+            ("quantization_bit", "quantization_method"),
+            "adapters learn on torchao weights of 8 bits only",
+            "set quantization_bit to 8, or use bnb",
+        )
 
 
 def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
@@ -169,6 +186,7 @@ RULES: tuple[Rule, ...] = (
     one_precision,
     quantization_limits,
     quantized_companions,
+    torchao_training,
     quantization_device_map,
     fp8_limits,
     sharded_predictions,

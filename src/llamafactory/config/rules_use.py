@@ -109,8 +109,8 @@ def vllm_limits(config: RunConfig) -> Iterator[Violation]:
         )
 
 
-def gptq_export(config: RunConfig) -> Iterator[Violation]:
-    """Quantizing while exporting needs text to calibrate on, and a merged model."""
+def quantized_export(config: RunConfig) -> Iterator[Violation]:
+    """Quantizing while exporting needs text to calibrate on, and a merged model in plain weights."""
     if config.command != "export" or config.export.export_quantization_bit is None:
         return
     if config.export.export_quantization_dataset is None:
@@ -124,6 +124,16 @@ def gptq_export(config: RunConfig) -> Iterator[Violation]:
             ("adapter_name_or_path", "export_quantization_bit"),
             "an adapter cannot be merged into quantized weights",
             "export the merged model first, then quantize that",
+        )
+    if config.quantization.quantization_bit is not None:
+        yield Violation(
+            ("quantization_bit", "export_quantization_bit"), "weights are quantized once", "remove quantization_bit"
+        )
+    if config.export.export_quantization_method == "awq" and config.export.export_quantization_bit != 4:
+        yield Violation(
+            ("export_quantization_bit", "export_quantization_method"),
+            "awq has 4 bits",
+            "set the bits to 4, or use gptq",
         )
 
 
@@ -149,6 +159,6 @@ RULES: tuple[Rule, ...] = (
     adapters_need_an_adapter_method,
     engine_fits_the_command,
     vllm_limits,
-    gptq_export,
+    quantized_export,
     media_limits,
 )

@@ -42,6 +42,8 @@ class Residual(Protocol):
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place."""
+    if config.lora.init == "default":
+        return  # PEFT made them, and no weight is unpacked for nothing
     method, quantization = STARTS.load(config.lora.init), quantization_of(model)
     rounding = _OWN_ROUNDING if quantization is None else quantization.describe()
     options, rounds = StartOptions(config.lora.pissa_iter, rounding), hasattr(method, "residual")
@@ -157,7 +159,8 @@ def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> T
         return weight.T if layer.fan_in_fan_out else weight
     assert quantization.folder is not None, "starts that need plain weights are refused on stored quantized ones"
     weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
-    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(base.weight.device)
+    device = _matrices(layer)[0].weight.device  # packed layers may have no `weight` to ask
+    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(device)
 
 
 def _shape_alone(layer: LoraLayer) -> Tensor:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 QUANTIZERS = Family("quantization_method", "llamafactory.models.quantization", ("FACTS", "build"))
 _MARK = "_llamafactory_quantization"
-_STORED_NAMES = {"bitsandbytes": "bnb"}
+_STORED_NAMES = {"bitsandbytes": "bnb", "mxfp8": "fp8", "compressed-tensors": "compressed_tensors"}
 
 
 @dataclass(frozen=True, slots=True)
