@@ -61,6 +61,7 @@ _UNUSED: tuple[Unused, ...] = (
     ("lora", lambda c: c.finetuning.finetuning_type in {*ADAPTER_METHODS} - {"oft"}, "unless finetuning_type is lora"),
     ("pissa_iter", lambda c: c.lora.init == "pissa", "unless pissa_init is true"),
     ("pissa_convert", lambda c: c.lora.changes_base, "unless pissa_init is true"),
+    ("lora_init_batches", lambda c: c.lora.init in {"eva", "lora_ga"}, "unless lora_init is eva or lora_ga"),
     ("oft", lambda c: c.finetuning.finetuning_type == "oft", "unless finetuning_type is oft"),
     ("freeze", lambda c: c.finetuning.finetuning_type == "freeze" or c.finetuning.use_llama_pro,
      "unless finetuning_type is freeze"),

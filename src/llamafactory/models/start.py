@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamafactory.config.run import RunConfig
 
 START_FILE = "initial_adapter.safetensors"
-_ADAPTER = "default"
+ADAPTER = "default"
 _METHOD = "lora_init"
 
 
@@ -37,18 +37,33 @@ class Residual(Protocol):
 
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
-    """Give the new adapter of `model` the first values that `lora_init` names, in place."""
+    """Give the new adapter of `model` the first values that `lora_init` names, in place; later where it needs data."""
     method = STARTS.load(config.lora.init)
-    for _, layer in _layers(model):
-        weight, rank = _weight(layer), layer.r[_ADAPTER]
-        found = method.factors(weight, rank, layer.scaling[_ADAPTER], config)
+    if hasattr(method, "SOURCE"):
+        return
+    for _, layer in adapted_layers(model):
+        found = method.factors(base_weight(layer), layer.r[ADAPTER], layer.scaling[ADAPTER], config)
         if found is None:
             return
-        down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
-        for value, part in zip((down, up), _matrices(layer), strict=True):
-            part.weight.data.copy_(value)
-        if bool(up.any()):
-            _take_out(layer, down, up, method.__name__.rsplit(".", 1)[-1])
+        _begin(layer, found, config.lora.init)
+
+
+def start_from(model: PeftModel, config: RunConfig, sources: Mapping[str, Tensor]) -> None:
+    """Do so with what was measured for each adapted layer; a layer without a source keeps its values."""
+    method = STARTS.load(config.lora.init)
+    for name, layer in adapted_layers(model):
+        if name in sources:
+            source = sources[name].to(_matrices(layer)[0].weight.device)
+            found = method.factors(source, layer.r[ADAPTER], layer.scaling[ADAPTER], config)
+            _begin(layer, found, config.lora.init)
+
+
+def _begin(layer: LoraLayer, found: tuple[Tensor, Tensor], method: str) -> None:
+    down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
+    for value, part in zip((down, up), _matrices(layer), strict=True):
+        part.weight.data.copy_(value)
+    if bool(up.any()):
+        _take_out(layer, down, up, method)
 
 
 def take_up_start(model: PeftModel, folder: Path) -> None:
@@ -56,7 +71,7 @@ def take_up_start(model: PeftModel, folder: Path) -> None:
     if not has_start(folder):
         return
     stored, method = load_file(folder / START_FILE), start_method(folder)
-    for name, layer in _layers(model):
+    for name, layer in adapted_layers(model):
         if f"{name}.A" in stored:
             _take_out(layer, stored[f"{name}.A"], stored[f"{name}.B"], method)
 
@@ -93,7 +108,7 @@ def save_start(model: PeftModel, folder: Path) -> None:
     if not state:
         (folder / START_FILE).unlink(missing_ok=True)
         return
-    method = next(str(vars(layer)[_METHOD]) for _, layer in _layers(model) if _METHOD in vars(layer))
+    method = next(str(vars(layer)[_METHOD]) for _, layer in adapted_layers(model) if _METHOD in vars(layer))
     save_file(state, folder / START_FILE, metadata={_METHOD: method})
 
 
@@ -102,9 +117,9 @@ def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
 
     s [B, B0] [A; -A0] = s (B A - B0 A0); alpha keeps s. Raises ModelError where rounding was part of the start.
     """
-    changed, options = dict(tensors), copy.deepcopy(model.peft_config[_ADAPTER])
+    changed, options = dict(tensors), copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(options, LoraConfig)
-    for name, layer in _layers(model):
+    for name, layer in adapted_layers(model):
         if _METHOD not in vars(layer):
             continue
         if hasattr(STARTS.load(str(vars(layer)[_METHOD])), "residual"):
@@ -112,24 +127,24 @@ def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
         down, up = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
         changed[down] = torch.cat([tensors[down].float(), -layer.get_buffer("start_A").to(tensors[down].device)])
         changed[up] = torch.cat([tensors[up].float(), layer.get_buffer("start_B").to(tensors[up].device)], dim=1)
-        options.lora_alpha = layer.scaling[_ADAPTER] * 2 * layer.r[_ADAPTER]
+        options.lora_alpha = layer.scaling[ADAPTER] * 2 * layer.r[ADAPTER]
     if _state(model):
         options.r, options.use_rslora = 2 * options.r, False
     return changed, options
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """Adapted linear layers by name; embeddings and fused weights keep PEFT's own start."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A and not hasattr(module, "parameter_name"):
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A and not hasattr(module, "parameter_name"):
             yield name, module
 
 
 def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
-    return layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+    return layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
 
 
-def _weight(layer: LoraLayer) -> Tensor:
+def base_weight(layer: LoraLayer) -> Tensor:
     """The base weight [out, in] in fp32."""
     weight = layer.get_base_layer().weight.detach().float()
     return weight.T if layer.fan_in_fan_out else weight
@@ -139,7 +154,7 @@ def _take_out(layer: LoraLayer, down: Tensor, up: Tensor, method: str) -> None:
     """Change the base weight and remember the first values with the layer, outside of its saved state."""
     base = layer.get_base_layer().weight
     down, up = down.to(base.device), up.to(base.device)
-    delta, plain = layer.scaling[_ADAPTER] * up @ down, _weight(layer)
+    delta, plain = layer.scaling[ADAPTER] * up @ down, base_weight(layer)
     residual: Residual = getattr(STARTS.load(method), "residual", _difference)
     changed = residual(plain, delta)
     base.data = (changed.T if layer.fan_in_fan_out else changed).contiguous().to(base.dtype)
@@ -160,5 +175,5 @@ def _fill(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    found = [(name, layer) for name, layer in _layers(model) if _METHOD in vars(layer)]
+    found = [(name, layer) for name, layer in adapted_layers(model) if _METHOD in vars(layer)]
     return {f"{name}.{part}": layer.get_buffer(f"start_{part}") for name, layer in found for part in "AB"}

@@ -27,6 +27,7 @@ from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Prompt
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
+from llamafactory.training.data_start import start_from_data
 from llamafactory.training.plots import plot_history
 from llamafactory.training.predictions import predict_pairs
 from llamafactory.training.preflight import check_training
@@ -115,6 +116,7 @@ def _agree_on(start: run_folder.StartPoint) -> Path | None:
 
 
 def _train(config: RunConfig, trainer: Trainer, checkpoint: Path | None) -> dict[str, float]:
+    start_from_data(trainer, config, checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     real_tokens = config.finetuning.include_effective_tokens_per_second

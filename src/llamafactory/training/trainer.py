@@ -93,6 +93,14 @@ class Trainer(transformers.Trainer):
         self._seen_ahead = batches[num_batches:]
         return batches[: num_updates * num_batches]
 
+    def first_batches(self, num_batches: int) -> list[Any]:
+        """The first batches of the training order, complete and on the device; the same in every process."""
+        data: Any = self.train_dataset
+        rows = iter(data) if self._order is None else (data[index] for index in self._order)
+        groups = [list(islice(rows, self._train_batch_size)) for _ in range(num_batches)]
+        batches = [self._prepare_inputs(self.data_collator(group)) for group in groups if group]
+        return self._prepare_batches(batches, training=True)
+
     @torch.no_grad()
     def _prepare_batches(self, batches: list[Any], *, training: bool) -> list[Any]:
         if self.preparation is None or not batches:
