@@ -247,6 +247,21 @@ def oft_limits(config: RunConfig) -> Iterator[Violation]:
         )
 
 
+def adalora_limits(config: RunConfig) -> Iterator[Violation]:
+    """Ranks shrink, and they do so before the run ends."""
+    if config.finetuning.finetuning_type != "adalora" or config.command not in TRAIN:
+        return
+    options = config.adalora
+    if options.adalora_init_rank is not None and options.adalora_init_rank < config.lora.lora_rank:
+        yield Violation(
+            ("adalora_init_rank", "lora_rank"), "ranks shrink from the first to the second", "raise adalora_init_rank"
+        )
+    if options.adalora_warmup_ratio + options.adalora_final_ratio >= 1:
+        yield Violation(
+            ("adalora_warmup_ratio", "adalora_final_ratio"), "no update is left in which ranks shrink", "lower one"
+        )
+
+
 def tracker_limits(config: RunConfig) -> Iterator[Violation]:
     """Trackio files runs under a project."""
     if "trackio" in config.training.report_to and "project" not in config.origins and config.command in TRAIN:
@@ -266,5 +281,6 @@ RULES: tuple[Rule, ...] = (
     pissa_limits,
     freeze_limits,
     oft_limits,
+    adalora_limits,
     tracker_limits,
 )

@@ -35,9 +35,10 @@ def input_summaries(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield a mapping, layer name -> summary [k, in], that grows with every forward pass inside the block.
 
-    mask: the tokens of the present batch that count, [B, T] bool; where it has another shape than the inputs, all count.
+    mask: the tokens of the present batch that count, [B, T] bool; inputs of another shape count in full.
     """
-    fold, found = STARTS.load(config.lora.init).fold, {}
+    fold = STARTS.load(config.lora.init).fold
+    found: dict[str, Tensor] = {}
 
     def look(name: str, rank: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen, counted = inputs[0].detach(), mask()

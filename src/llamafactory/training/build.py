@@ -31,6 +31,7 @@ from llamafactory.data.pipeline import Datasets
 from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
+from llamafactory.models.start import save_start
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
@@ -40,6 +41,7 @@ from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
+from llamafactory.training.callbacks.rank_allocation import RankAllocation
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.preflight import check_training
@@ -207,6 +209,8 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
     found: list[TrainerCallback] = [LogFile(Path(str(config.training.output_dir))), ProgressLine(live=bar)]
     if config.finetuning.early_stopping_steps:
         found.append(EarlyStopping(config.finetuning.early_stopping_steps))
+    if config.finetuning.finetuning_type == "adalora":
+        found.append(RankAllocation(config))
     return found
 
 
@@ -214,6 +218,8 @@ def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeni
     def save(folder: Path) -> None:
         with detached(model) as head:
             model.save_pretrained(folder)
+            if isinstance(model, PeftModel):
+                save_start(model, folder)
         if head is not None:
             save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)

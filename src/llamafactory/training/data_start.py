@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 def start_from_data(trainer: Trainer, config: RunConfig, checkpoint: Path | None) -> None:
     """Give a new adapter that waits for data its first values, in place; from a checkpoint, those stored there.
 
-    The batches are the first of the training order, the same in every process. Raises DataError when they teach nothing.
+    The batches are the first of the training order, the same in every process. Raises DataError when none is learned.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     source = source_of(model, config)
@@ -38,8 +38,8 @@ def start_from_data(trainer: Trainer, config: RunConfig, checkpoint: Path | None
     measured = _inputs(trainer, model, config, batches) if source == "inputs" else _gradients(trainer, model, batches)
     if not measured:
         raise DataError(
-            f"{config.place('lora_init')}: lora_init: {config.lora.init} looks at the first {len(batches)} batches, and "
-            "no token in them is supervised; check the data set, or set lora_init: default"
+            f"{config.place('lora_init')}: lora_init: {config.lora.init} looks at the first {len(batches)} batches, "
+            "and no token in them is supervised; check the data set, or set lora_init: default"
         )
     start_from(model, config, measured)
     logger.info("lora_init: %s: %d layers start from %d batches", config.lora.init, len(measured), len(batches))

@@ -27,8 +27,8 @@ class LoraConfig(Section):
     use_dora: bool = option(False, "Learn magnitude and direction of the weights apart (DoRA).")
     lora_init: Literal["default", "gaussian", "pissa", "olora", "loftq", "eva", "lora_ga"] = option(
         "default",
-        "Start of the matrices: default (B zero), gaussian; pissa, olora, loftq (the base is rounded to nf4), which take "
-        "it out of the weights; eva, lora_ga, which look at the first batches.",
+        "Start of the matrices: default (B zero), gaussian; pissa, olora, loftq (the base is rounded to nf4), which "
+        "take it out of the weights; eva, lora_ga, which look at the first batches.",
     )
     lora_init_batches: Positive = option(8, "Batches of training data that the starts eva and lora_ga look at.")
     lora_target_parameters: CommaList = option(
