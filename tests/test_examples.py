@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llamafactory.config import load_config
+from llamafactory.models.expand import expand_model
 from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +166,25 @@ def test_optimizer_example_on_a_tiny_model(
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path))
     assert metrics["train_loss"] > 0 and before.keys() == after.keys()
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pissa/llama3_lora_sft", "oft/llama3_oft_sft", "llama_pro/llama3_freeze_sft"])
+def test_adapter_example_on_a_tiny_model(
+    tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    base, smaller = tiny, {"freeze_trainable_layers": 2} if name.startswith("llama_pro") else {}
+    if smaller:
+        base = tmp_path / "expanded"
+        expand_model(str(tiny), 2, base)
+    smaller |= {
+        "model_name_or_path": base, "output_dir": tmp_path / "run", "template": "chatml", "cutoff_len": 64,
+        "max_samples": 16, "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true",
+    }  # fmt: skip
+    given = [str(EXAMPLES / "extras" / f"{name}.yaml"), *(f"{key}={value}" for key, value in smaller.items())]
+    assert run_train(load_config(given))["train_loss"] > 0
+    assert (tmp_path / "run" / ("model" if base != tiny else "adapter_model")).with_suffix(".safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llamafactory.models.expand import expand_model
 from llamafactory.recipes.export import run_export
 from llamafactory.recipes.train import run_train
 from llamafactory.training.callbacks.rank_allocation import (
@@ -44,6 +45,11 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "run" / "trainer_log.jsonl").read_text("utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 GIVEN = [
     {"lora_init": "eva"},
     {"lora_init": "lora_ga", "pissa_convert": True},
@@ -73,9 +79,32 @@ def test_is_saved_resumed_and_merged(
     })  # fmt: skip
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert (logits(merged) - logits(foreign)).abs().max() < 1e-4
-    lines = [json.loads(line) for line in (tmp_path / "run" / "trainer_log.jsonl").read_text("utf-8").splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0]
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "fix"), [("olora", "set pissa_convert: true for one that fits"), ("loftq", "use `export` for them")]
+)
+def test_an_adapter_that_only_we_read_is_told(
+    options: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    fix: str,
+) -> None:
+    run_train({**options, "lora_init": method, "max_steps": 1})
+    told = capsys.readouterr().err + caplog.text
+    assert "does not fit the plain base in other programs" in told and fix in told
+
+
+def test_only_the_added_blocks_learn(options: dict[str, object], model_dir: Path, tmp_path: Path) -> None:
+    assert expand_model(str(model_dir), 2, tmp_path / "pro") == 4
+    given = {"model_name_or_path": str(tmp_path / "pro"), "finetuning_type": "freeze", "use_llama_pro": True}
+    run_train({**options, **given, "freeze_trainable_layers": 2, "max_steps": 8})
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("pro", "run"))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert {name.split(".")[2] for name in moved} == {"1", "3"} and all(".layers." in name for name in moved)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 
 
 class _Optimizer:

@@ -14,7 +14,7 @@ from tests.training.runs import make_trainer, run_config
 
 from llamafactory.errors import DataError
 from llamafactory.models.measure import weight_gradients
-from llamafactory.models.start import adapted_layers
+from llamafactory.models.start import adapted_layers, has_start
 from llamafactory.training.data_start import start_from_data
 
 LENGTHS = (9, 40, 24, 12, 33, 14)
@@ -45,6 +45,8 @@ def test_a_start_from_data_changes_no_answer(tmp_path: Path, method: str) -> Non
     assert all(value.grad is None for value in model.parameters())
     losses = [entry["loss"] for entry in (trainer.train(), trainer.state.log_history)[1] if "loss" in entry]
     assert losses[-1] < losses[0]
+    trainer.save_model()
+    assert has_start(tmp_path) is (method == "lora_ga")
 
 
 def test_eva_starts_in_the_space_of_the_supervised_inputs(tmp_path: Path) -> None:

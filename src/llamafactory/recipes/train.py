@@ -19,6 +19,7 @@ from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.start import START_FILE, has_start
 from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
 from llamafactory.recipes import run_folder
@@ -130,6 +131,17 @@ def _evaluate(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
+def _notice_start(config: RunConfig, folder: Path) -> None:
+    """Say in one sentence that other programs would put the saved adapter onto the wrong base."""
+    if has_start(folder):
+        convertible = config.lora.init != "loftq"
+        fix = "set pissa_convert: true for one that fits it everywhere" if convertible else "use `export` for them"
+        notice(
+            f"{config.place('lora_init')}: lora_init: {config.lora.init}: the adapter in {folder} does not fit the "
+            f"plain base in other programs, which do not read {START_FILE}; {fix}"
+        )
+
+
 def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """What is written once, when everything has been measured."""
     folder = Path(trainer.args.output_dir)
@@ -139,6 +151,7 @@ def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -
             logged = [key for key in PLOTTED if any(key in entry for entry in history)]
             for plot in plot_history(history, folder, ["loss", *logged]):
                 logger.info("Wrote %s", plot)
+        _notice_start(config, folder)
         write_model_card(folder, config, metrics, config.data.dataset)
     if config.training.push_to_hub:
         repository = config.training.hub_model_id or folder.name

@@ -31,7 +31,7 @@ from llamafactory.data.pipeline import Datasets
 from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
-from llamafactory.models.start import save_start
+from llamafactory.models.save import save_bare
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
@@ -217,9 +217,7 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         with detached(model) as head:
-            model.save_pretrained(folder)
-            if isinstance(model, PeftModel):
-                save_start(model, folder)
+            save_bare(model, folder)
         if head is not None:
             save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger
+from llamafactory.models.save import save_bare
 from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
 from llamafactory.optim import TensorwiseOptimizer
@@ -338,7 +339,7 @@ class Trainer(transformers.Trainer):
         else:  # gathered from the shards of several processes
             core = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             rest, head = split_state(state_dict)
-            core.save_pretrained(folder, state_dict=rest)
+            save_bare(core, folder, rest)
             save_value_head(head, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

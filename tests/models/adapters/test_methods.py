@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llamafactory.errors import CheckpointError, ConfigError
 from llamafactory.models.merge import merge_adapters, observe, verify_merge
@@ -126,21 +126,28 @@ def test_loftq_is_nearer_to_the_weights_than_rounding(load, model_dir: Path) -> 
         assert rest.norm() < 0.8 * (weight - round_to_nf4(weight)).norm()
 
 
-@pytest.fixture
-def moe_dir(tmp_path: Path, tokenizer) -> Path:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+COMMON = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "num_experts_per_tok": 2,
+}  # fmt: skip
+MIXTURES = {
+    "qwen3_moe": {"moe_intermediate_size": 16, "num_experts": 4, "decoder_sparse_step": 1},
+    "mixtral": {"num_local_experts": 4},
+}
 
+
+@pytest.fixture
+def moe_dir(request: pytest.FixtureRequest, tmp_path: Path, tokenizer) -> Path:
+    family = getattr(request, "param", "qwen3_moe")
     folder = tmp_path / "moe"
-    config = Qwen3MoeConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
-        decoder_sparse_step=1,
-    )  # fmt: skip
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(5)
+    config = CONFIG_MAPPING[family](vocab_size=len(tokenizer), **COMMON, **MIXTURES[family])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
+@pytest.mark.parametrize("moe_dir", MIXTURES, indirect=True)
 def test_fused_experts_get_adapters(load, moe_dir: Path, tmp_path: Path) -> None:
     targets = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
     given = {"model_name_or_path": str(moe_dir), "lora_target": "q_proj", "lora_target_parameters": targets}
@@ -158,6 +165,7 @@ def test_fused_experts_get_adapters(load, moe_dir: Path, tmp_path: Path) -> None
     probe = observe(chat.model, IDS)
     save_model(merge_adapters(chat.model), bundle.tokenizer, tmp_path / "m", record=chat.record)
     report = verify_merge(probe, tmp_path / "m")
+    assert report.difference < 1e-4
     assert any("experts" in name for name in report.changed)
 
 
