@@ -11,7 +11,7 @@ from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
-BITS = {"bnb": {4, 8}, "hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
+BITS = {"hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
 
 
 def zero_stage(config: RunConfig) -> int | None:
@@ -54,16 +54,14 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     if bits is None:
         return
     keys = ("quantization_bit", "quantization_method")
-    if method not in BITS:
+    if method not in BITS and method != "bnb":
         yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
-    elif bits not in BITS[method]:
+    elif method in BITS and bits not in BITS[method]:
         yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
     if config.finetuning.finetuning_type not in ADAPTER_METHODS:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
         )
-    if config.vocab.resize_vocab:
-        yield Violation(("quantization_bit", "resize_vocab"), "quantized embeddings cannot grow", "remove one of them")
     if len(config.model.adapter_name_or_path) > 1:
         yield Violation(
             ("adapter_name_or_path", "quantization_bit"),

@@ -29,6 +29,7 @@ from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
 from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
+from llamafactory.models.quantization._choose import choose_quantizer
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
 from llamafactory.models.rope import scale_rope, set_rope
 from llamafactory.models.router import set_router_loss
@@ -131,6 +132,7 @@ def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedMode
     other = dataclasses.replace(
         config,
         model=config.model.model_copy(update=named),
+        quantization=config.quantization.model_copy(update={"quantization_bit": preference.ref_model_quantization_bit}),
         finetuning=config.finetuning.model_copy(update={"finetuning_type": "lora"}),
     )
     base = load_base(other, bundle, [], trainable=True)
@@ -166,7 +168,12 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
         logger.warning(remark)
     if not config.model.low_cpu_mem_usage:
         notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
-    model = build.build_weights(config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable)
+    quantizer = choose_quantizer(config, hf_config, dtype=plan.frozen, trainable=trainable)
+    if quantizer is not None:
+        notes.append(quantizer.note)
+    model = build.build_weights(
+        config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable, quantizer=quantizer
+    )
     grown = _fit_vocab(model, config, bundle, earlier, trainable=trainable)
     record = BaseRecord(
         base_model=_portable_name(config),
