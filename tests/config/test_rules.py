@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "pure_bf16": True, **ZERO3}, "use bf16 instead of pure_bf16"),
     ({**TRAIN, "quantization_bit": 3}, "quantization_method: bnb with quantization_bit: 3: bnb has 4 or 8 bits"),
     ({**TRAIN, "quantization_bit": 4, "quantization_method": "gptq"}, "this format is only read from a checkpoint"),
-    ({**FULL, "quantization_bit": 4}, "quantization_bit: 4 with finetuning_type: full: quantized weights cannot learn"),
+    ({**FULL, "quantization_bit": 4}, "finetuning_type: full with quantization_bit: 4: quantized weights cannot learn"),
     ({**TRAIN, "quantization_bit": 4, "finetuning_type": "loha"}, "with finetuning_type: loha: PEFT has no such"),
     (
         {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a,b"},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
-from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
 BITS = {"hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
@@ -58,10 +57,6 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
         yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
     elif method in BITS and bits not in BITS[method]:
         yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
-    if config.finetuning.finetuning_type not in ADAPTER_METHODS:
-        yield Violation(
-            ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
-        )
     if len(config.model.adapter_name_or_path) > 1:
         yield Violation(
             ("adapter_name_or_path", "quantization_bit"),
@@ -108,7 +103,6 @@ def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     if zero_stage(config) != 3:
         return
     for key, on in (
-        ("pissa_init" if config.lora.pissa_init else "lora_init", config.lora.changes_base),
         ("use_unsloth", config.compute.use_unsloth),
         ("predict_with_generate", config.training.predict_with_generate),
     ):

@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING
 
 from peft import AdaLoraConfig, PeftModel, TaskType
 
+from llamafactory.facts import Clash, Facts
 from llamafactory.models.adapters._peft import apply_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts(
+    "AdaLoRA",
+    clashes=(
+        Clash("fp16", "its scores read gradients, which fp16 scales", "use bf16"),
+        Clash("fsdp", "its scores read whole gradients, and FSDP shards them", "set finetuning_type to lora"),
+        Clash("deepspeed", "its scores read gradients that DeepSpeed keeps", "set finetuning_type to lora"),
+        Clash(
+            "optim", "its scores read gradients, which are gone after the update", "use another optim",
+            values=("lomo", "adalomo"),
+        ),
+    ),
+)  # fmt: skip
 
 
 def apply(

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import FROM_DATA, LORA_ONLY, Facts
 
 SOURCE = "inputs"
 OVERSAMPLING = 2
+
+
+FACTS = Facts("EVA", chosen_by=(("lora_init", ("eva",)),), clashes=(LORA_ONLY, *FROM_DATA))
 
 
 def fold(summary: Tensor | None, inputs: Tensor, rank: int) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import LORA_ONLY, Facts
+
+FACTS = Facts("gaussian", chosen_by=(("lora_init", ("gaussian",)),), clashes=(LORA_ONLY,))
 
 
 def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:

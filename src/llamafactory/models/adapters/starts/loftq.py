@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import OUT_OF_THE_BASE, Clash, Facts
 from llamafactory.models.nf4 import round_to_nf4
 
 NUM_ALTERNATIONS = 4
+
+
+FACTS = Facts(
+    "LoftQ",
+    chosen_by=(("lora_init", ("loftq",)),),
+    clashes=(*OUT_OF_THE_BASE, Clash("pissa_convert", "a rounded base is no plain base", "remove pissa_convert")),
+)
 
 
 def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:

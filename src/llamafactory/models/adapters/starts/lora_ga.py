@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import FROM_DATA, OUT_OF_THE_BASE, Facts
 
 SOURCE = "gradient"
 GAMMA = 16
+
+
+FACTS = Facts("LoRA-GA", chosen_by=(("lora_init", ("lora_ga",)),), clashes=(*OUT_OF_THE_BASE, *FROM_DATA))
 
 
 def factors(gradient: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import OUT_OF_THE_BASE, Facts
+
+FACTS = Facts("OLoRA", chosen_by=(("lora_init", ("olora",)),), clashes=OUT_OF_THE_BASE)
 
 
 def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:

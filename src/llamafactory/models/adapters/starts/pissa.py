@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from llamafactory.config.run import RunConfig
+from llamafactory.facts import OUT_OF_THE_BASE, Facts
+
+FACTS = Facts("PiSSA", chosen_by=(("pissa_init", (True,)), ("lora_init", ("pissa",))), clashes=OUT_OF_THE_BASE)
 
 
 def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
