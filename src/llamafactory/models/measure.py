@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from llamafactory.models.adapters.starts import STARTS
-from llamafactory.models.start import ADAPTER, adapted_layers
+from llamafactory.models.start import ADAPTER, MEASURED, adapted_layers
 
 if TYPE_CHECKING:
     from llamafactory.config.run import RunConfig
@@ -26,7 +26,8 @@ def source_of(model: nn.Module, config: RunConfig) -> str | None:
     given = config.model.adapter_name_or_path and not config.lora.create_new_adapter
     if config.finetuning.finetuning_type != "lora" or given or not isinstance(model, PeftModel):
         return None
-    return getattr(STARTS.load(config.lora.init), "SOURCE", None)
+    source = getattr(STARTS.load(config.lora.init), "SOURCE", "weight")
+    return source if source in MEASURED else None
 
 
 @contextmanager

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 START_FILE = "initial_adapter.safetensors"
 ADAPTER = "default"
 _METHOD = "lora_init"
+MEASURED = ("inputs", "gradient")
+"""Sources of first values that need data."""
 
 
 class Residual(Protocol):
@@ -39,10 +41,13 @@ class Residual(Protocol):
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place; later where it needs data."""
     method = STARTS.load(config.lora.init)
-    if hasattr(method, "SOURCE"):
+    source = getattr(method, "SOURCE", "weight")
+    if source in MEASURED:
         return
     for _, layer in adapted_layers(model):
-        found = method.factors(base_weight(layer), layer.r[ADAPTER], layer.scaling[ADAPTER], config)
+        shape = (layer.out_features, layer.in_features)
+        given = base_weight(layer) if source == "weight" else torch.empty(shape, device="meta")
+        found = method.factors(given, layer.r[ADAPTER], layer.scaling[ADAPTER], config)
         if found is None:
             return
         _begin(layer, found, config.lora.init)

@@ -30,6 +30,12 @@ FACTS = Facts(
                 Clash(
                     "lora_target_parameters", "the lengths of fused weights cannot be learned apart", "remove use_dora"
                 ),
+                Clash(
+                    "quantization_bit",
+                    "PEFT's DoRA cannot read 8-bit weights",
+                    "use 4 bits, or remove use_dora",
+                    values=(8,),
+                ),
             ),
         ),
         Facts("rsLoRA", chosen_by=(("use_rslora", (True,)),), clashes=(LORA_ONLY,)),

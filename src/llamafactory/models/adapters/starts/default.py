@@ -6,7 +6,9 @@ from torch import Tensor
 
 from llamafactory.config.run import RunConfig
 
+SOURCE = "shape"
 
-def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> None:
+
+def factors(shape: Tensor, rank: int, scale: float, config: RunConfig) -> None:
     """Leave the matrices as they are."""
-    del weight, rank, scale, config
+    del shape, rank, scale, config
