@@ -41,6 +41,8 @@ def read_run_folder(folder: Path, command: str) -> list[Given]:
     else:
         raise ConfigError(f"{folder}: holds neither adapter_config.json nor config.json; give the folder of a run")
     kept = [item for item in _recipe(folder) if _is_kept(item.key) and item.key not in dropped]
+    if command == "export":  # an adapter is merged into plain weights, whatever it was trained on
+        kept = [item for item in kept if options()[item.key].section != "quantization"]
     return [*kept, *(Given(key, value, value, place) for key, value in own.items())]
 
 

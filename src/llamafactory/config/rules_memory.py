@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
-from llamafactory.config.violation import Rule, Violation
+from llamafactory.config.violation import Rule, Violation, value_of
 
 BITS = {"hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
 
@@ -57,12 +57,7 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
         yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
     elif method in BITS and bits not in BITS[method]:
         yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
-    if len(config.model.adapter_name_or_path) > 1:
-        yield Violation(
-            ("adapter_name_or_path", "quantization_bit"),
-            "adapters cannot be merged into quantized weights",
-            "give one adapter",
-        )
+    yield from _adapters_on_quantized(config)
     if config.lora.create_new_adapter and config.model.adapter_name_or_path:
         yield Violation(
             ("create_new_adapter", "quantization_bit"),
@@ -71,6 +66,29 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
         )
     if config.lora.use_dora and method != "bnb":
         yield Violation(("use_dora", "quantization_method"), "DoRA reads bnb weights only", "use bnb")
+
+
+def _adapters_on_quantized(config: RunConfig) -> Iterator[Violation]:
+    """One adapter stays beside quantized weights; none is merged into them, nor are several."""
+    keys, why = ("adapter_name_or_path", "quantization_bit"), "adapters cannot be merged into quantized weights"
+    if config.command == "export" and config.model.adapter_name_or_path:
+        yield Violation(keys, why, "remove quantization_bit to merge into the plain ones")
+    elif len(config.model.adapter_name_or_path) > 1:
+        yield Violation(keys, why, "give one adapter, or merge the others with `export` first")
+
+
+def quantized_helpers(config: RunConfig) -> Iterator[Violation]:
+    """The quantized reference and reward models, too, carry one adapter at most."""
+    for bits, adapters, named in (
+        ("ref_model_quantization_bit", "ref_model_adapters", config.preference.ref_model_adapters),
+        ("reward_model_quantization_bit", "reward_model_adapters", config.ppo.reward_model_adapters),
+    ):
+        if value_of(config, bits) is not None and len(named) > 1 and config.command in TRAIN:
+            yield Violation(
+                (adapters, bits),
+                "adapters cannot be merged into quantized weights",
+                "give one adapter, or merge the others with `export` first",
+            )
 
 
 def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
@@ -105,6 +123,7 @@ def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     for key, on in (
         ("use_unsloth", config.compute.use_unsloth),
         ("predict_with_generate", config.training.predict_with_generate),
+        ("quantization_bit", config.quantization.quantization_bit == 8),
     ):
         if on:
             yield Violation((key, "deepspeed"), "it needs whole weights, and ZeRO-3 spreads them", f"remove {key}")
@@ -124,6 +143,7 @@ RULES: tuple[Rule, ...] = (
     deepspeed_file_exists,
     one_precision,
     quantization_limits,
+    quantized_helpers,
     quantization_device_map,
     fp8_limits,
     sharded_weights,

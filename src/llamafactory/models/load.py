@@ -29,6 +29,7 @@ from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
 from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
+from llamafactory.models.quantization import quantization_of
 from llamafactory.models.quantization._choose import choose_quantizer
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
 from llamafactory.models.rope import scale_rope, set_rope
@@ -182,8 +183,9 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
         added_tokens=_added_tokens(bundle, earlier),
         rope_parameters=positions[0],
         max_position_embeddings=positions[1],
+        quantization=_in_words(model),
     )
-    _compare_base(record, earlier)
+    _compare_base(record, earlier, notes)
     return Base(folder, model, plan, record, grown)
 
 
@@ -301,7 +303,15 @@ def _added_tokens(bundle: TokenizerBundle, earlier: BaseRecord | None) -> tuple[
     return known + tuple((token, "special" if token in special else "normal") for token in bundle.added_tokens)
 
 
-def _compare_base(record: BaseRecord, earlier: BaseRecord | None) -> None:
+def _in_words(model: PreTrainedModel) -> str:
+    quantization = quantization_of(model)
+    return quantization.describe() if quantization is not None else ""
+
+
+def _compare_base(record: BaseRecord, earlier: BaseRecord | None, notes: list[str]) -> None:
+    if earlier is not None and earlier.quantization != record.quantization:
+        then, now = (found.quantization or "not quantized" for found in (earlier, record))
+        notes.append(f"the adapter was trained on a base held as {then}, now it is {now}: answers differ a little")
     prints = {record.base_fingerprint, earlier.base_fingerprint if earlier is not None else ""} - {""}
     if len(prints) > 1:
         logger.warning(
@@ -365,6 +375,8 @@ def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, not
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if config.compute.upcast_layernorm:
         notes.append(f"upcast_layernorm: {upcast_norms(base)} norm weights are float32")
+    elif quantization_of(base) is not None and base.dtype != torch.float32:
+        notice("upcast_layernorm: true costs little and steadies training on a quantized base")
     if config.compute.upcast_lmhead_output:
         upcast_head_output(base)
     count = count_parameters(model)

@@ -7,17 +7,20 @@ weights that stay as they are, and of computation. A checkpoint that is stored q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from llamafactory.parts import Family
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
     from llamafactory.config.run import RunConfig as RunConfig
 
@@ -83,6 +86,24 @@ def part_name(settings: Mapping[str, object]) -> str:
 def mark(model: PreTrainedModel, quantization: Quantization | None) -> None:
     """Remember with a loaded base how it is quantized."""
     setattr(model, _MARK, quantization)
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model; a quantized one was loaded onto the device of its process and stays there."""
+    return model if quantization_of(model) is not None else model.to(device)
+
+
+@contextmanager
+def measured(model: nn.Module) -> Iterator[None]:
+    """A context in which transformers' trainer takes a quantized base without an adapter, only to evaluate it."""
+    hidden = isinstance(model, PreTrainedModel) and getattr(model, "is_quantized", False)
+    if hidden:
+        model.is_quantized = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            model.is_quantized = True  # type: ignore[assignment]
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:

@@ -31,6 +31,7 @@ FACTS = Facts(
             "set finetuning_type to lora, oft, vera or ia3",
             values=("loha", "lokr"),
         ),
+        Clash("fsdp", "8-bit weights cannot be sharded", "use 4 bits", when=(("quantization_bit", (8,)),)),
     ),
 )
 
