@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -45,6 +46,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
+needs_bnb = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+
+
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "run" / "trainer_log.jsonl").read_text("utf-8").splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -54,6 +58,8 @@ GIVEN = [
     {"lora_init": "eva"},
     {"lora_init": "lora_ga", "pissa_convert": True},
     {"finetuning_type": "adalora", "max_steps": 10},
+    pytest.param({"lora_init": "eva", "quantization_bit": 4}, marks=needs_bnb),
+    pytest.param({"finetuning_type": "oft", "oft_block_size": 8, "quantization_bit": 4}, marks=needs_bnb),
 ]
 
 
@@ -75,7 +81,7 @@ def test_is_saved_resumed_and_merged(
     foreign = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), str(tmp_path / "run"))
     run_export({
         "model_name_or_path": str(model_dir), "adapter_name_or_path": str(tmp_path / "run"), "template": "chatml",
-        "export_dir": str(tmp_path / "merged"),
+        "export_dir": str(tmp_path / "merged"), "finetuning_type": given.get("finetuning_type", "lora"),
     })  # fmt: skip
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert (logits(merged) - logits(foreign)).abs().max() < 1e-4
