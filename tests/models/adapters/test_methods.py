@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
-from llamafactory.errors import CheckpointError, ConfigError
+from llamafactory.errors import CheckpointError, ConfigError, ModelError
 from llamafactory.models.merge import merge_adapters, observe, verify_merge
 from llamafactory.models.nf4 import round_to_nf4
 from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.start import START_FILE
 from llamafactory.training.weight_files import load_weights
 
 IDS = torch.arange(40, 72).reshape(2, 16)
@@ -180,3 +188,33 @@ def test_experts_left_out_are_told(load, moe_dir: Path, capsys, caplog) -> None:
 def test_a_bad_oft_target_names_its_option(load, model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"oft_target: the model has no module 'q_prj'"):
         load(model_name_or_path=str(model_dir), finetuning_type="oft", oft_target="q_prj")
+
+
+def test_a_start_of_another_program_is_refused(load, model_dir: Path, tmp_path: Path) -> None:
+    given = {"model_name_or_path": str(model_dir), "lora_init": "olora"}
+    loaded, bundle, _ = load(**given)
+    save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
+    save_file(load_file(tmp_path / START_FILE), tmp_path / START_FILE, metadata={"lora_init": "nonsense"})
+    with pytest.raises(ModelError, match=r"names no known start \('nonsense'\); take the file as it was written"):
+        load(**given, adapter_name_or_path=str(tmp_path))
+
+
+def test_a_rounded_base_has_no_plain_adapter(load, model_dir: Path, tmp_path: Path) -> None:
+    loaded, bundle, _ = load(model_name_or_path=str(model_dir), lora_init="loftq")
+    with pytest.raises(ModelError, match="a start that rounds the base is no plain adapter; remove pissa_convert"):
+        save_model(
+            loaded.model, bundle.tokenizer, tmp_path, record=loaded.record, options=SaveOptions(plain_adapter=True)
+        )
+
+
+def test_a_target_of_which_nothing_learns_is_told(load, model_dir: Path, tmp_path: Path, capsys, caplog) -> None:
+    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    load(model_name_or_path=str(tmp_path), lora_target="fc1,q_proj")
+    told = capsys.readouterr().err + caplog.text
+    assert "lora_target: fc1 has no effect, all modules of that name stay frozen" in told and "q_proj has" not in told
