@@ -103,6 +103,19 @@ def test_an_adapter_that_only_we_read_is_told(
     assert "does not fit the plain base in other programs" in told and fix in told
 
 
+@pytest.mark.parametrize(("stage", "method"), [("rm", "lora_ga"), ("orpo", "lora_ga"), ("kto", "eva")])
+def test_every_stage_starts_from_its_own_loss(
+    options: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, method: str
+) -> None:
+    rows = [{**row, "chosen": "yes", "rejected": "no", "ok": bool(index % 2)} for index, row in enumerate(ROWS)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    pair = {"ranking": True, "columns": {"chosen": "chosen", "rejected": "rejected"}}
+    shape = {"columns": {"kto_tag": "ok"}} if stage == "kto" else pair
+    registry = {"rows": {"file_name": str(tmp_path / "rows.json"), **shape}}
+    run_train({**options, "stage": stage, "lora_init": method, "dataset_dir": registry, "max_steps": 1})
+    assert f"lora_init: {method}: 14 layers start from 2 batches" in caplog.messages
+
+
 def test_only_the_added_blocks_learn(options: dict[str, object], model_dir: Path, tmp_path: Path) -> None:
     assert expand_model(str(model_dir), 2, tmp_path / "pro") == 4
     given = {"model_name_or_path": str(tmp_path / "pro"), "finetuning_type": "freeze", "use_llama_pro": True}
