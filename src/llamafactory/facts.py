@@ -78,14 +78,22 @@ QUANTIZED = Clash("quantization_bit", "quantized weights cannot learn", "set fin
 LORA_ONLY = Clash("finetuning_type", "it is a variant of lora", "set finetuning_type to lora", allowed=("lora",))
 """The clash of what only LoRA has."""
 
-OUT_OF_THE_BASE = (
-    LORA_ONLY,
-    Clash("quantization_bit", "quantized weights have no components to take", "remove one of the two"),
+WHOLE_BASE = (
     Clash(
         "a reference model made of the trained one", "without its adapter the model is no reference any more",
         "give ref_model, or take another start",
     ),
     Clash("ZeRO-3", "it needs whole weights, and ZeRO-3 spreads them", "use ZeRO-2, or take another start"),
+)  # fmt: skip
+"""Clashes of a start of LoRA that changes the base."""
+
+OUT_OF_THE_BASE = (
+    LORA_ONLY,
+    Clash(
+        "quantization_bit", "quantized weights have no components to take",
+        "set lora_init to loftq, or remove one of the two",
+    ),
+    *WHOLE_BASE,
 )  # fmt: skip
 """Clashes of a start of LoRA that takes its first values out of the base."""
 
@@ -138,6 +146,7 @@ _NAMES: dict[str, object] = {
     "LORA_ONLY": LORA_ONLY,
     "OUT_OF_THE_BASE": OUT_OF_THE_BASE,
     "FROM_DATA": FROM_DATA,
+    "WHOLE_BASE": WHOLE_BASE,
 }
 
 

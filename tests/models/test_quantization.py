@@ -223,3 +223,33 @@ def test_a_missing_package_is_told_with_its_command(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'llamafactory\[bitsandbytes\]'"):
         QUANTIZERS.load("bnb").build(RunConfig(), LlamaConfig(), dtype=torch.float32, trainable=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization_type": "fp4", "double_quantization": False}], ids=str)
+def test_loftq_starts_nearer_to_the_plain_model_and_is_merged_exactly(
+    load: Load, base_dir: Path, tmp_path: Path, options: dict
+) -> None:
+    plain = logits(load(trainable=False, model_name_or_path=str(base_dir))[0].model)
+    common = {"model_name_or_path": str(base_dir), "quantization_bit": 4, "lora_rank": 16, **options}
+    rounded = logits(load(trainable=False, **common)[0].model)
+    loaded, bundle, _ = load(lora_init="loftq", **common)
+    assert (logits(loaded.model) - plain).norm() < 0.8 * (rounded - plain).norm()
+    losses = train(loaded.model)
+    assert losses[-1] < losses[0] - 0.3
+    expected = logits(loaded.model)
+    save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
+    again = load(trainable=False, adapter_name_or_path=(str(tmp_path),), **common)[0]
+    assert torch.equal(logits(again.model), expected)
+    merged = load(trainable=False, adapter_name_or_path=(str(tmp_path),), model_name_or_path=str(base_dir))[0]
+    assert (logits(merged.model) - expected).abs().max() < 1e-4
+    other = load(trainable=False, adapter_name_or_path=(str(tmp_path),), **common | {"quantization_type": "nf4"})[0]
+    assert (logits(other.model) - expected).norm() < 0.3 * expected.norm()
+
+
+def test_loftq_does_not_meet_a_base_stored_quantized(
+    load: Load, base_dir: Path, stored_dir: Path, tmp_path: Path
+) -> None:
+    loaded, bundle, _ = load(model_name_or_path=str(base_dir), quantization_bit=4, lora_init="loftq")
+    save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
+    with pytest.raises(ModelError, match=r"\(lora_init: loftq\), and the base is stored quantized; give the unquant"):
+        load(trainable=False, model_name_or_path=str(stored_dir), adapter_name_or_path=(str(tmp_path),))

@@ -77,7 +77,7 @@ def tie_copies(model: PeftModel) -> None:
         return
     if inputs.original_module.weight is head.original_module.weight:
         for name, copy in inputs.modules_to_save.items():
-            head.modules_to_save[name].weight = copy.weight  # type: ignore[union-attr]
+            head.modules_to_save[name].weight = copy.weight
 
 
 def _options(folder: Path) -> PeftConfig:

@@ -82,7 +82,7 @@ def build_weights(
     refuse_meta(model, folder)
     if quantizer is not None:
         model = quantizer.finish(model)
-        mark(model, quantizer.result)
+        mark(model, quantizer.result, folder)
     repair_generation(model.generation_config)
     model.name_or_path = config.model.model_name_or_path
     return model

@@ -8,77 +8,87 @@ W + s (B A - B0 A0): a plain LoRA adapter of twice the rank (`as_plain`). Knows 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llamafactory.errors import CheckpointError, ModelError
-from llamafactory.models.adapters.starts import STARTS
+from llamafactory.models.adapters.starts import STARTS, StartOptions
+from llamafactory.models.quantization import QUANTIZERS, Quantization, quantization_of
+from llamafactory.models.safetensors_file import read_tensor
 
 if TYPE_CHECKING:
     from llamafactory.config.run import RunConfig
 
 START_FILE = "initial_adapter.safetensors"
 ADAPTER = "default"
-_METHOD = "lora_init"
+_METHOD, _ROUNDING, _OWN_ROUNDING = "lora_init", "rounding", "nf4"
+_PREFIX = "base_model.model."
 MEASURED = ("inputs", "gradient")
 """Sources of first values that need data."""
 
 
 class Residual(Protocol):
-    """What the base becomes when `delta` is taken out of it; both [out, in] fp32."""
+    """What the base becomes when `delta` is taken out of it and the rest is rounded; both [out, in] fp32."""
 
-    def __call__(self, weight: Tensor, delta: Tensor) -> Tensor: ...
+    def __call__(self, weight: Tensor, delta: Tensor, rounding: str) -> Tensor: ...
 
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place; later where it needs data."""
-    method = STARTS.load(config.lora.init)
-    source = getattr(method, "SOURCE", "weight")
+    source = getattr(STARTS.load(config.lora.init), "SOURCE", "weight")
     if source in MEASURED:
         return
-    for _, layer in adapted_layers(model):
-        shape = (layer.out_features, layer.in_features)
-        given = base_weight(layer) if source == "weight" else torch.empty(shape, device="meta")
-        found = method.factors(given, layer.r[ADAPTER], layer.scaling[ADAPTER], config)
+    quantization, sources = quantization_of(model), {}
+    for name, layer in adapted_layers(model):
+        sources[name] = partial(_weight, name, layer, quantization) if source == "weight" else partial(_shape, layer)
+    start_from(model, config, sources)
+
+
+def start_from(model: PeftModel, config: RunConfig, sources: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Make the first values from a source for each adapted layer, in place; a layer without one keeps its own."""
+    method, quantization = STARTS.load(config.lora.init), quantization_of(model)
+    rounding = _OWN_ROUNDING if quantization is None else quantization.describe()
+    options = StartOptions(config.lora.pissa_iter, rounding)
+    for name, layer in adapted_layers(model):
+        if name not in sources:
+            continue
+        found = method.factors(sources[name](), layer.r[ADAPTER], layer.scaling[ADAPTER], options)
         if found is None:
             return
-        _begin(layer, found, config.lora.init)
-
-
-def start_from(model: PeftModel, config: RunConfig, sources: Mapping[str, Tensor]) -> None:
-    """Do so with what was measured for each adapted layer; a layer without a source keeps its values."""
-    method = STARTS.load(config.lora.init)
-    for name, layer in adapted_layers(model):
-        if name in sources:
-            source = sources[name].to(_matrices(layer)[0].weight.device)
-            found = method.factors(source, layer.r[ADAPTER], layer.scaling[ADAPTER], config)
-            _begin(layer, found, config.lora.init)
-
-
-def _begin(layer: LoraLayer, found: tuple[Tensor, Tensor], method: str) -> None:
-    down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
-    for value, part in zip((down, up), _matrices(layer), strict=True):
-        part.weight.data.copy_(value)
-    if bool(up.any()):
-        _take_out(layer, down, up, method)
+        down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
+        for value, part in zip((down, up), _matrices(layer), strict=True):
+            part.weight.data.copy_(value)
+        if bool(up.any()):
+            start = _Start(config.lora.init, rounding, down, up)
+            _take_out(layer, _weight(name, layer, quantization), start, quantization)
 
 
 def take_up_start(model: PeftModel, folder: Path) -> None:
     """Change the base as the adapter in `folder` remembers it, in place; nothing without a stored start."""
     if not has_start(folder):
         return
-    stored, method = load_file(folder / START_FILE), start_method(folder)
+    stored, (method, rounding) = load_file(folder / START_FILE), _facts(folder)
+    quantization = quantization_of(model)
+    if quantization is not None and quantization.folder is None:
+        raise ModelError(
+            f"adapter_name_or_path: {folder} took its first values out of plain weights (lora_init: {method}), and the "
+            "base is stored quantized; give the unquantized base it was trained on"
+        )
     for name, layer in adapted_layers(model):
         if f"{name}.A" in stored:
-            _take_out(layer, stored[f"{name}.A"], stored[f"{name}.B"], method)
+            start = _Start(method, rounding, stored[f"{name}.A"], stored[f"{name}.B"])
+            _take_out(layer, _weight(name, layer, quantization), start, quantization)
 
 
 def refuse_other_start(model: nn.Module, folder: Path) -> None:
@@ -100,11 +110,17 @@ def has_start(folder: Path) -> bool:
 
 def start_method(folder: Path) -> str:
     """The `lora_init` of a stored start. Raises ModelError when it does not say."""
+    return _facts(folder)[0]
+
+
+def _facts(folder: Path) -> tuple[str, str]:
+    """The `lora_init` and the rounding of a stored start. Raises ModelError when it does not say."""
     with safe_open(folder / START_FILE, framework="pt") as file:
-        method = (file.metadata() or {}).get(_METHOD)
+        facts = file.metadata() or {}
+    method = facts.get(_METHOD)
     if method not in STARTS.names():
         raise ModelError(f"{folder / START_FILE}: names no known start ({method!r}); take the file as it was written")
-    return str(method)
+    return str(method), facts.get(_ROUNDING, _OWN_ROUNDING)
 
 
 def save_start(model: PeftModel, folder: Path) -> None:
@@ -113,8 +129,8 @@ def save_start(model: PeftModel, folder: Path) -> None:
     if not state:
         (folder / START_FILE).unlink(missing_ok=True)
         return
-    method = next(str(vars(layer)[_METHOD]) for _, layer in adapted_layers(model) if _METHOD in vars(layer))
-    save_file(state, folder / START_FILE, metadata={_METHOD: method})
+    layer = next(layer for _, layer in adapted_layers(model) if _METHOD in vars(layer))
+    save_file(state, folder / START_FILE, metadata={key: str(vars(layer)[key]) for key in (_METHOD, _ROUNDING)})
 
 
 def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoraConfig]:
@@ -149,26 +165,54 @@ def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
     return layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
 
 
-def base_weight(layer: LoraLayer) -> Tensor:
-    """The base weight [out, in] in fp32."""
-    weight = layer.get_base_layer().weight.detach().float()
-    return weight.T if layer.fan_in_fan_out else weight
+def _shape(layer: LoraLayer) -> Tensor:
+    """[out, in] of the base weight, without values."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")
 
 
-def _take_out(layer: LoraLayer, down: Tensor, up: Tensor, method: str) -> None:
+def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> Tensor:
+    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from, where that can be read."""
+    base = layer.get_base_layer()
+    if quantization is None:
+        weight = base.weight.detach().float()
+        return weight.T if layer.fan_in_fan_out else weight
+    if quantization.folder is None:
+        return dequantize_module_weight(base).detach().float()
+    weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
+    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(base.weight.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The first values of one layer: A0 [rank, in], B0 [out, rank], and how the base was changed with them."""
+
+    method: str
+    rounding: str
+    down: Tensor
+    up: Tensor
+
+
+def _take_out(layer: LoraLayer, plain: Tensor, start: _Start, quantization: Quantization | None) -> None:
     """Change the base weight and remember the first values with the layer, outside of its saved state."""
-    base = layer.get_base_layer().weight
-    down, up = down.to(base.device), up.to(base.device)
-    delta, plain = layer.scaling[ADAPTER] * up @ down, base_weight(layer)
-    residual: Residual = getattr(STARTS.load(method), "residual", _difference)
-    changed = residual(plain, delta)
-    base.data = (changed.T if layer.fan_in_fan_out else changed).contiguous().to(base.dtype)
+    base = layer.get_base_layer()
+    down, up = start.down.to(plain.device), start.up.to(plain.device)
+    delta = layer.scaling[ADAPTER] * up @ down
+    residual: Residual = getattr(STARTS.load(start.method), "residual", _difference)
+    if quantization is None:
+        changed = residual(plain, delta, start.rounding)
+        base.weight.data = (changed.T if layer.fan_in_fan_out else changed).contiguous().to(base.weight.dtype)
+    else:
+        same = quantization.describe() == start.rounding  # then the layer itself rounds
+        changed = plain - delta if same else residual(plain, delta, start.rounding)
+        QUANTIZERS.load(quantization.method).replace_weight(base, changed)
     layer.register_buffer("start_A", down, persistent=False)
     layer.register_buffer("start_B", up, persistent=False)
-    setattr(layer, _METHOD, method)
+    setattr(layer, _METHOD, start.method)
+    setattr(layer, _ROUNDING, start.rounding)
 
 
-def _difference(weight: Tensor, delta: Tensor) -> Tensor:
+def _difference(weight: Tensor, delta: Tensor, rounding: str) -> Tensor:
+    del rounding
     return weight - delta
 
 

@@ -5,6 +5,7 @@ Knows no method: `models.adapters.starts` says what is looked at and what is mad
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def start_from_data(trainer: Trainer, config: RunConfig, checkpoint: Path | None
             f"{config.place('lora_init')}: lora_init: {config.lora.init} looks at the first {len(batches)} batches, "
             "and no token in them is supervised; check the data set, or set lora_init: default"
         )
-    start_from(model, config, measured)
+    start_from(model, config, {name: partial(value.to, trainer.args.device) for name, value in measured.items()})
     logger.info("lora_init: %s: %d layers start from %d batches", config.lora.init, len(measured), len(batches))
 
 

@@ -2,14 +2,16 @@
 
 Every file defines `FACTS` and `build(config, hf_config, *, dtype, trainable) -> Quantizer`. dtype: format of the
 weights that stay as they are, and of computation. A checkpoint that is stored quantized decides for itself
-(`stored_settings(hf_config)`); only otherwise do `quantization_bit` and `quantization_method` count.
+(`stored_settings(hf_config)`); only otherwise do `quantization_bit` and `quantization_method` count. A file may define
+`require_packages()`, which raises MissingPackageError, and `replace_weight(layer, weight)`, which quantizes one anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
@@ -33,13 +35,15 @@ _STORED_NAMES = {"bitsandbytes": "bnb"}
 class Quantization:
     """How the linear weights of a loaded base are held. method: the part's name. bits: width of one weight.
 
-    details: what else belongs to the format, such as "nf4, double". stored: the checkpoint came like that.
+    details: what else belongs to the format, such as "nf4, double". stored: the checkpoint came like that. folder: of
+    the plain weights it was made from.
     """
 
     method: str
     bits: float
     details: str = ""
     stored: bool = False
+    folder: Path | None = None
 
     def describe(self) -> str:
         """Such as "bnb 4-bit (nf4, double)"."""
@@ -83,8 +87,10 @@ def part_name(settings: Mapping[str, object]) -> str:
     return _STORED_NAMES.get(named, named)
 
 
-def mark(model: PreTrainedModel, quantization: Quantization | None) -> None:
-    """Remember with a loaded base how it is quantized."""
+def mark(model: PreTrainedModel, quantization: Quantization | None, folder: Path) -> None:
+    """Remember with a base loaded from `folder` how it is quantized."""
+    if quantization is not None and not quantization.stored:
+        quantization = replace(quantization, folder=folder)
     setattr(model, _MARK, quantization)
 
 

@@ -7,9 +7,10 @@ Embeddings, norms and the output head stay as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from llamafactory import env
 from llamafactory.facts import Clash, Facts
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from llamafactory.config.run import RunConfig
 
+BLOCK_SIZE = 64
 FACTS = Facts(
     "bitsandbytes",
     clashes=(
@@ -36,9 +38,14 @@ FACTS = Facts(
 )
 
 
+def require_packages() -> None:
+    """Raise MissingPackageError unless bitsandbytes is installed."""
+    require("bitsandbytes", "a base quantized by bitsandbytes (quantization_method: bnb)", extra="bitsandbytes")
+
+
 def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype, trainable: bool) -> Quantizer:
     """The quantizer for `quantization_bit` 4 or 8, or for a stored checkpoint. Raises MissingPackageError."""
-    require("bitsandbytes", "a model quantized by bitsandbytes (quantization_method: bnb)", extra="bitsandbytes")
+    require_packages()
     stored = stored_settings(hf_config)
     if stored is None:
         settings = _as_asked(config, dtype)
@@ -55,6 +62,35 @@ def build(config: RunConfig, hf_config: PretrainedConfig, *, dtype: torch.dtype,
         options,
         _keep_layout if trainable else unchanged,
     )
+
+
+def round_as(weight: Tensor, words: str) -> Tensor:
+    """`weight` after quantizing it and back, in fp32. words: the format as `Quantization.describe` names it."""
+    require_packages()
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    kind, double = "fp4" if "fp4" in words else "nf4", "double" in words
+    packed, state = quantize_4bit(weight.float(), quant_type=kind, compress_statistics=double, blocksize=BLOCK_SIZE)
+    return dequantize_4bit(packed, state).to(torch.float32)
+
+
+def replace_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Quantize `weight` [out, in] anew into a 4-bit layer, in place and in the layer's own format."""
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    assert isinstance(layer, Linear4bit)
+    old: Any = layer.weight
+    new: Any = Params4bit(
+        weight.to("cpu", torch.float32),
+        requires_grad=False,
+        compress_statistics=old.compress_statistics,
+        quant_type=old.quant_type,
+        blocksize=old.blocksize,
+        quant_storage=old.quant_storage,
+        module=layer,
+    )
+    layer.weight = new.to(old.device)
+    new.quant_state.dtype = old.quant_state.dtype
 
 
 def _as_asked(config: RunConfig, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -1,15 +1,26 @@
 """Starts of LoRA's matrices. One file per value of `lora_init`.
 
-Every file defines `factors(source, rank, scale, config) -> (A, B) | None` with A [rank, in] and B [out, rank] in fp32;
+Every file defines `factors(source, rank, scale, options) -> (A, B) | None` with A [rank, in] and B [out, rank] in fp32;
 None keeps PEFT's own (A uniform, B zero). The source is the weight [out, in] in fp32, or what `SOURCE` names: `shape`,
 a tensor [out, in] without values, or what is measured on the run's own data before training: `gradient`, the mean
 gradient [out, in] of the weight, or `inputs`, a summary [k, in] of the layer's inputs, made by the file's
-`fold(summary, inputs, rank) -> summary`. A file may define `residual(weight, delta) -> weight`, what the base becomes
-when `delta = scale B A` is taken out of it; left out, it is `weight - delta`. `FACTS` say what the start combines with.
+`fold(summary, inputs, rank) -> summary`. A file may define `residual(weight, delta, rounding) -> weight`, what the base
+becomes when `delta = scale B A` is taken out of it and the rest is rounded; left out, it is `weight - delta`. `FACTS`
+say what the start combines with.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llamafactory.parts import Family
 
 STARTS = Family("lora_init", "llamafactory.models.adapters.starts", ("factors",))
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """num_iterations: of a fast decomposition, negative for a full one. rounding: number format in words."""
+
+    num_iterations: int
+    rounding: str

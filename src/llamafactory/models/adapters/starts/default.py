@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
+from llamafactory.models.adapters.starts import StartOptions
 
 SOURCE = "shape"
 
 
-def factors(shape: Tensor, rank: int, scale: float, config: RunConfig) -> None:
+def factors(shape: Tensor, rank: int, scale: float, options: StartOptions) -> None:
     """Leave the matrices as they are."""
-    del shape, rank, scale, config
+    del shape, rank, scale, options

@@ -10,14 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
 from llamafactory.facts import FROM_DATA, LORA_ONLY, Facts
-
-SOURCE = "inputs"
-OVERSAMPLING = 2
-
+from llamafactory.models.adapters.starts import StartOptions
 
 FACTS = Facts("EVA", chosen_by=(("lora_init", ("eva",)),), clashes=(LORA_ONLY, *FROM_DATA))
+SOURCE = "inputs"
+OVERSAMPLING = 2
 
 
 def fold(summary: Tensor | None, inputs: Tensor, rank: int) -> Tensor:
@@ -27,8 +25,10 @@ def fold(summary: Tensor | None, inputs: Tensor, rank: int) -> Tensor:
     return values[:, None] * right.T
 
 
-def factors(summary: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
-    """The first rank directions, of length 1, and no B."""
-    del scale, config
-    lengths = summary.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (summary / lengths)[:rank], torch.zeros(0, rank)
+def factors(summary: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
+    """The first rank directions, of length 1, and no B; where fewer were seen, random ones of about that length."""
+    del scale, options
+    down = (summary / summary.norm(dim=1, keepdim=True).clamp(min=1e-12))[:rank]
+    width = summary.shape[1]
+    further = torch.randn(rank - len(down), width, device=down.device) / width**0.5
+    return torch.cat([down, further]), torch.zeros(0, rank)

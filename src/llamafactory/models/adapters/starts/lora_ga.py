@@ -9,19 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
 from llamafactory.facts import FROM_DATA, OUT_OF_THE_BASE, Facts
+from llamafactory.models.adapters.starts import StartOptions
 
+FACTS = Facts("LoRA-GA", chosen_by=(("lora_init", ("lora_ga",)),), clashes=(*OUT_OF_THE_BASE, *FROM_DATA))
 SOURCE = "gradient"
 GAMMA = 16
 
 
-FACTS = Facts("LoRA-GA", chosen_by=(("lora_init", ("lora_ga",)),), clashes=(*OUT_OF_THE_BASE, *FROM_DATA))
-
-
-def factors(gradient: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
+def factors(gradient: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
     """The first r right and the next r left singular vectors, from the global random state (arXiv:0909.4061)."""
-    del scale, config
+    del scale, options
     left, _, right = torch.svd_lowrank(gradient, min(4 * rank, *gradient.shape), niter=4)
     length = gradient.shape[0] ** 0.25 / GAMMA**0.5
     return length * right[:, :rank].T, length * left[:, rank : 2 * rank]
