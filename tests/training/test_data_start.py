@@ -13,6 +13,7 @@ from tests.training.models import examples, padded, tiny_model
 from tests.training.runs import make_trainer, run_config
 
 from llamafactory.errors import DataError
+from llamafactory.models.adapters.starts import StartOptions, eva
 from llamafactory.models.measure import weight_gradients
 from llamafactory.models.start import adapted_layers, has_start
 from llamafactory.training.data_start import start_from_data
@@ -117,3 +118,9 @@ def test_the_first_batches_are_those_of_the_order(tmp_path: Path) -> None:
     stream = Dataset.from_list(examples(LENGTHS)).to_iterable_dataset()
     _, trainer, _ = starting(tmp_path, "eva", stream, max_steps=2)
     assert torch.equal(trainer.first_batches(2)[1]["input_ids"], batches[1]["input_ids"])
+
+
+def test_eva_leaves_no_row_dead_when_few_tokens_were_seen() -> None:
+    summary = eva.fold(None, torch.randn(2, 8), 4)
+    down, up = eva.factors(summary, 4, 1.0, StartOptions(-1, "nf4"))
+    assert down.shape == (4, 8) and bool(down.norm(dim=1).gt(0.1).all()) and up.shape == (0, 4)
