@@ -2,8 +2,8 @@
 
 python benchmarks/quantized_memory.py [--hidden 512] [--layers 4] [--vocab 4000] [--rank 8] [--tokens 128] [--bf16]
 
-Weights: parameters, buffers and what belongs to quantized ones (scales, tables). Gradients and state: after the backward
-pass, and after the update of AdamW. tokens/s: of processor time, median of --repeats; all bases are timed in turn.
+Weights: parameters, buffers and what belongs to quantized ones (scales, tables). Gradients and state: after the
+backward pass, and after the update of AdamW. tokens/s: of processor time, median of --repeats, all bases in turn.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def write_base(options: argparse.Namespace, folder: Path) -> Path:
 def build(folder: Path, given: dict[str, object], options: argparse.Namespace) -> Contender:
     config = load_config(
         {"model_name_or_path": str(folder), "stage": "sft", "do_train": True, "dataset": "d", "output_dir": "unused",
-         "lora_rank": options.rank, "bf16": options.bf16, "use_cpu": True, "disable_gradient_checkpointing": True, **given}
+         "lora_rank": options.rank, "bf16": options.bf16, "use_cpu": True,
+         "disable_gradient_checkpointing": True, **given}
     )  # fmt: skip
     model = load_model(config, load_tokenizer(config), trainable=True).model
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)

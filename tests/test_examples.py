@@ -167,6 +167,22 @@ def test_optimizer_example_on_a_tiny_model(
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
 
 
+@pytest.mark.extra
+@pytest.mark.slow
+def test_qlora_example_on_a_tiny_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "cutoff_len": 64, "max_samples": 16,
+        "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true", "logging_steps": 1,
+    }  # fmt: skip
+    path = EXAMPLES / "train_qlora" / "llama3_lora_sft_bnb.yaml"
+    assert run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))["train_loss"] > 0
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_B" in name and bool(value.any()) for name, value in adapter.items())
+    assert json.loads((tmp_path / "base_record.json").read_text())["quantization"] == "bnb 4-bit (nf4, double)"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pissa/llama3_lora_sft", "oft/llama3_oft_sft", "llama_pro/llama3_freeze_sft"])
 def test_adapter_example_on_a_tiny_model(

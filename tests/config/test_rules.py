@@ -185,6 +185,18 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "create_new_adapter: true with quantization_bit: 4",
     ),
     ({**TRAIN, "quantization_bit": 8, "quantization_method": "hqq", "use_dora": True}, "DoRA reads bnb weights only"),
+    (
+        {**TRAIN, "quantization_bit": 8, "lora_init": "loftq"},
+        "lora_init: loftq with quantization_bit: 8: LoftQ corrects 4-bit weights of bnb",
+    ),
+    (
+        {**TRAIN, "quantization_bit": 8, "fsdp": True},
+        "quantization_bit: 8 with fsdp: true: 8-bit weights cannot be sharded",
+    ),
+    (
+        {**TRAIN, "stage": "dpo", "ref_model": "m", "ref_model_adapters": "a,b", "ref_model_quantization_bit": 4},
+        "ref_model_adapters: a,b with ref_model_quantization_bit: 4: adapters cannot be merged",
+    ),
     ({**TRAIN, "quantization_device_map": "auto"}, "quantization_device_map: auto with do_train: true"),
     ({**FULL, "use_galore": True, "use_badam": True}, "use_galore: true with use_badam: true: there is one optimizer"),
     ({**TRAIN, "use_galore": True}, "use_galore: true with finetuning_type: lora: adapters are small already"),
@@ -242,6 +254,11 @@ OTHER_COMMANDS: list[tuple[str, dict[str, object], str]] = [
     ("export", CHAT, "export_dir: (not set): the command 'export' needs a target"),
     (
         "export",
+        {**CHAT, "export_dir": "e", "quantization_bit": 4, "adapter_name_or_path": "a"},
+        "adapter_name_or_path: a with quantization_bit: 4: adapters cannot be merged into quantized weights; remove",
+    ),
+    (
+        "export",
         {**CHAT, "export_dir": "e", "export_quantization_bit": 4, "adapter_name_or_path": "a"},
         "adapter_name_or_path: a with export_quantization_bit: 4",
     ),
@@ -274,6 +291,8 @@ ACCEPTED: list[dict[str, object]] = [
     {**TRAIN, **EVAL, "stage": "rm", "load_best_model_at_end": True, "do_predict": True},
     {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a"},
     {**TRAIN, "quantization_bit": 4, "resize_vocab": True},
+    {**TRAIN, "quantization_bit": 4, "lora_init": "loftq"},
+    {**TRAIN, "quantization_bit": 4, "fsdp": True},
     {**TRAIN, "quantization_bit": 3, "quantization_method": "hqq"},
     {**FULL, "use_galore": True, "galore_layerwise": True},
     {**FULL, "use_galore": True, "optim": "paged_adamw_8bit", "gradient_accumulation_steps": 4},

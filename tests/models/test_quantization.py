@@ -23,7 +23,8 @@ from llamafactory.models.record import read_record
 from llamafactory.models.save import save_model
 from llamafactory.models.starter import build_model
 
-bnb = pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.extra
 
 Load = Callable[..., tuple[LoadedModel, object, object]]
 IDS = torch.arange(40, 72).reshape(2, 16)
@@ -215,6 +216,16 @@ def test_merging_is_refused_with_the_way_out(load: Load, base_dir: Path) -> None
     loaded = load(model_name_or_path=str(base_dir), quantization_bit=4)[0]
     with pytest.raises(ModelError, match=r"cannot be merged into a quantized base .* \(remove quantization_bit\)"):
         merge_adapters(loaded.model)
+
+
+def test_packed_weights_borrow_the_format_of_the_others_where_they_are_sharded(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    part, config = QUANTIZERS.load("bnb"), make_config(quantization_bit=4, bf16=True)
+    options = part.build(config, LlamaConfig(), dtype=torch.bfloat16, trainable=True).options
+    assert options["quantization_config"].bnb_4bit_quant_storage == torch.bfloat16
+    assert "device_map" not in options
 
 
 def test_a_missing_package_is_told_with_its_command(

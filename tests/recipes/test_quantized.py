@@ -22,6 +22,7 @@ from llamafactory.recipes.train import run_train
 from llamafactory.rendering.records import Conversation, Message
 
 pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.extra
 
 ROWS = [
     {

@@ -77,7 +77,7 @@ def _adapters_on_quantized(config: RunConfig) -> Iterator[Violation]:
         yield Violation(keys, why, "give one adapter, or merge the others with `export` first")
 
 
-def quantized_helpers(config: RunConfig) -> Iterator[Violation]:
+def quantized_companions(config: RunConfig) -> Iterator[Violation]:
     """The quantized reference and reward models, too, carry one adapter at most."""
     for bits, adapters, named in (
         ("ref_model_quantization_bit", "ref_model_adapters", config.preference.ref_model_adapters),
@@ -143,7 +143,7 @@ RULES: tuple[Rule, ...] = (
     deepspeed_file_exists,
     one_precision,
     quantization_limits,
-    quantized_helpers,
+    quantized_companions,
     quantization_device_map,
     fp8_limits,
     sharded_weights,
