@@ -137,6 +137,11 @@ def test_tiny_run(workplace: Path, name: str) -> None:
 
 
 EIGHT_BIT = pytest.param("adamw_8bit", marks=pytest.mark.extra)
+QOFT = pytest.param("oft/llama3_qoft_sft", marks=pytest.mark.extra)
+ADAPTERS = (
+    "pissa/llama3_lora_sft", "oft/llama3_oft_sft", QOFT, "llama_pro/llama3_freeze_sft",
+    "eva/llama3_lora_sft", "lora_ga/llama3_lora_sft", "adalora/llama3_adalora_sft",
+)  # fmt: skip
 OPTIMIZERS = ("adalomo", "adam_mini", EIGHT_BIT, "apollo", "badam", "galore", "muon")
 
 
@@ -184,10 +189,12 @@ def test_qlora_example_on_a_tiny_model(tiny: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pissa/llama3_lora_sft", "oft/llama3_oft_sft", "llama_pro/llama3_freeze_sft"])
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_adapter_example_on_a_tiny_model(
     tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "qoft" in name:
+        pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(ROOT)
     base, smaller = tiny, {"freeze_trainable_layers": 2} if name.startswith("llama_pro") else {}
     if smaller:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -46,9 +45,6 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-needs_bnb = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-
-
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "run" / "trainer_log.jsonl").read_text("utf-8").splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -58,8 +54,8 @@ GIVEN = [
     {"lora_init": "eva"},
     {"lora_init": "lora_ga", "pissa_convert": True},
     {"finetuning_type": "adalora", "max_steps": 10},
-    pytest.param({"lora_init": "eva", "quantization_bit": 4}, marks=needs_bnb),
-    pytest.param({"finetuning_type": "oft", "oft_block_size": 8, "quantization_bit": 4}, marks=needs_bnb),
+    pytest.param({"lora_init": "eva", "quantization_bit": 4}, marks=pytest.mark.extra),
+    pytest.param({"finetuning_type": "oft", "oft_block_size": 8, "quantization_bit": 4}, marks=pytest.mark.extra),
 ]
 
 
@@ -67,6 +63,8 @@ GIVEN = [
 def test_is_saved_resumed_and_merged(
     options: dict[str, object], given: dict[str, object], model_dir: Path, tmp_path: Path
 ) -> None:
+    if "quantization_bit" in given:
+        pytest.importorskip("bitsandbytes")
     given = {**options, **given}
     run_train({**given, "save_steps": int(str(given["max_steps"])) // 2})
     shutil.copytree(tmp_path / "run", tmp_path / "half")
