@@ -184,6 +184,7 @@ def test_a_stored_model_decides_for_itself(
     fresh = load(trainable=False, model_name_or_path=str(base_dir), quantization_bit=4)[0]
     loaded, _, _ = load(model_name_or_path=str(stored_dir), quantization_bit=8, bf16=True)
     assert quantization_of(loaded.model).stored and "bnb 4-bit (nf4, double)" in loaded.record.quantization
+    assert loaded.record.base_fingerprint == ""  # the plain base, which the adapter is merged into, has another
     assert "quantization_bit: 8 has no effect, the checkpoint is quantized already (bnb)" in caplog.text
     layer = loaded.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     assert layer.compute_dtype == torch.bfloat16
@@ -253,6 +254,8 @@ def test_loftq_starts_nearer_to_the_plain_model_and_is_merged_exactly(
     assert torch.equal(logits(again.model), expected)
     merged = load(trainable=False, adapter_name_or_path=(str(tmp_path),), model_name_or_path=str(base_dir))[0]
     assert (logits(merged.model) - expected).abs().max() < 1e-4
+    with pytest.raises(ModelError, match=r"a base held as bnb 8-bit \(int8\) cannot be changed; use bnb with"):
+        load(trainable=False, adapter_name_or_path=(str(tmp_path),), **common | {"quantization_bit": 8})
     other = load(trainable=False, adapter_name_or_path=(str(tmp_path),), **common | {"quantization_type": "nf4"})[0]
     assert (logits(other.model) - expected).norm() < 0.3 * expected.norm()
 

@@ -95,6 +95,7 @@ def test_sft_goes_on_exactly_and_its_folder_alone_answers(
     assert "base weights in training | `bnb 4-bit (nf4, double)`" in (folder / "README.md").read_text()
     config = load_config(folder, command="chat")
     assert config.quantization.quantization_bit == 4
+    assert load_config([str(folder), "quantization_bit=null"], command="chat").quantization.quantization_bit is None
     assert quantization_of(load_model(config, load_tokenizer(config), trainable=False).model) is not None
     chat = ChatModel({"model_name_or_path": str(folder)})
     assert chat.chat([{"role": "user", "content": "Say 3."}], max_new_tokens=3).completion_tokens <= 3

@@ -179,7 +179,7 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     record = BaseRecord(
         base_model=_portable_name(config),
         vocab_size=num_rows(model),
-        base_fingerprint="" if config.model.train_from_scratch else fingerprint(folder),
+        base_fingerprint="" if config.model.train_from_scratch or _is_stored(model) else fingerprint(folder),
         added_tokens=_added_tokens(bundle, earlier),
         rope_parameters=positions[0],
         max_position_embeddings=positions[1],
@@ -301,6 +301,12 @@ def _added_tokens(bundle: TokenizerBundle, earlier: BaseRecord | None) -> tuple[
     known = earlier.added_tokens if earlier is not None else ()
     special = {entry.content for entry in bundle.tokenizer.added_tokens_decoder.values() if entry.special}
     return known + tuple((token, "special" if token in special else "normal") for token in bundle.added_tokens)
+
+
+def _is_stored(model: PreTrainedModel) -> bool:
+    """True for weights stored quantized: an adapter on them is merged into others, the plain ones."""
+    quantization = quantization_of(model)
+    return quantization is not None and quantization.stored
 
 
 def _in_words(model: PreTrainedModel) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -171,13 +170,12 @@ def _shape(layer: LoraLayer) -> Tensor:
 
 
 def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> Tensor:
-    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from, where that can be read."""
+    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from. Raises CheckpointError."""
     base = layer.get_base_layer()
     if quantization is None:
         weight = base.weight.detach().float()
         return weight.T if layer.fan_in_fan_out else weight
-    if quantization.folder is None:
-        return dequantize_module_weight(base).detach().float()
+    assert quantization.folder is not None, "starts that need plain weights are refused on stored quantized ones"
     weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
     return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(base.weight.device)
 
@@ -204,11 +202,21 @@ def _take_out(layer: LoraLayer, plain: Tensor, start: _Start, quantization: Quan
     else:
         same = quantization.describe() == start.rounding  # then the layer itself rounds
         changed = plain - delta if same else residual(plain, delta, start.rounding)
-        QUANTIZERS.load(quantization.method).replace_weight(base, changed)
+        _quantize_again(base, changed, quantization)
     layer.register_buffer("start_A", down, persistent=False)
     layer.register_buffer("start_B", up, persistent=False)
     setattr(layer, _METHOD, start.method)
     setattr(layer, _ROUNDING, start.rounding)
+
+
+def _quantize_again(base: nn.Module, weight: Tensor, quantization: Quantization) -> None:
+    """Put `weight` into a quantized layer, in place. Raises ModelError where the method cannot do that."""
+    replace_weight = getattr(QUANTIZERS.load(quantization.method), "replace_weight", None)
+    if replace_weight is None or not replace_weight(base, weight):
+        raise ModelError(
+            "adapter_name_or_path: this adapter took its first values out of the base, and a base held as "
+            f"{quantization.describe()} cannot be changed; use bnb with quantization_bit: 4, or none"
+        )
 
 
 def _difference(weight: Tensor, delta: Tensor, rounding: str) -> Tensor:

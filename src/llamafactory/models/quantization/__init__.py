@@ -3,7 +3,8 @@
 Every file defines `FACTS` and `build(config, hf_config, *, dtype, trainable) -> Quantizer`. dtype: format of the
 weights that stay as they are, and of computation. A checkpoint that is stored quantized decides for itself
 (`stored_settings(hf_config)`); only otherwise do `quantization_bit` and `quantization_method` count. A file may define
-`require_packages()`, which raises MissingPackageError, and `replace_weight(layer, weight)`, which quantizes one anew.
+`require_packages()`, which raises MissingPackageError, and `replace_weight(layer, weight) -> bool`, which quantizes one
+anew where it can.
 """
 
 from __future__ import annotations

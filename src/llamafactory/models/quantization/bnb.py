@@ -74,11 +74,12 @@ def round_as(weight: Tensor, words: str) -> Tensor:
     return dequantize_4bit(packed, state).to(torch.float32)
 
 
-def replace_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Quantize `weight` [out, in] anew into a 4-bit layer, in place and in the layer's own format."""
+def replace_weight(layer: nn.Module, weight: Tensor) -> bool:
+    """Quantize `weight` [out, in] anew into a 4-bit layer, in place and in its own format; False for other layers."""
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    assert isinstance(layer, Linear4bit)
+    if not isinstance(layer, Linear4bit):
+        return False
     old: Any = layer.weight
     new: Any = Params4bit(
         weight.to("cpu", torch.float32),
@@ -91,6 +92,7 @@ def replace_weight(layer: nn.Module, weight: Tensor) -> None:
     )
     layer.weight = new.to(old.device)
     new.quant_state.dtype = old.quant_state.dtype
+    return True
 
 
 def _as_asked(config: RunConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
