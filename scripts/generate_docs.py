@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llamafactory.config.availability import gaps
 from llamafactory.config.catalog import options as option_table
+from llamafactory.config.combinations import tables
 from llamafactory.config.renamed import renamed_keys
 from llamafactory.config.run import section_types
 from llamafactory.config.section import COMMANDS, Section
@@ -173,12 +174,29 @@ def optimizer_table() -> str:
     return "\n".join(rows)
 
 
+def combination_tables() -> str:
+    """Every pair of choices: yes, or the number of the reason why not."""
+    parts = []
+    for table in tables():
+        reasons = list(dict.fromkeys(cell.reason for cell in table.cells.values() if cell is not None))
+        head = f"| {table.title.split(' and ')[0].lower()} | " + " | ".join(c.title for c in table.columns) + " |"
+        lines = [f"## {table.title}", "", head, "| --- " * (len(table.columns) + 1) + "|"]
+        for row in table.rows:
+            cells = (table.cells[row.title, column.title] for column in table.columns)
+            words = ("yes" if cell is None else f"no ({reasons.index(cell.reason) + 1})" for cell in cells)
+            lines.append(f"| {row.title} | " + " | ".join(words) + " |")
+        notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+        parts.append("\n".join([*lines, *(["", *notes] if notes else [])]))
+    return "\n\n".join(parts)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "options": options,
     "templates": template_table,
     "renamed": renamed_table,
     "planned": planned_table,
     "optimizers": optimizer_table,
+    "combinations": combination_tables,
 }
 
 

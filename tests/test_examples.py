@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llamafactory.config import load_config
+from llamafactory.models.expand import expand_model
 from llamafactory.recipes.init import run_init
 from llamafactory.recipes.predict import run_predict
 from llamafactory.recipes.train import run_train
@@ -137,6 +138,11 @@ def test_tiny_run(workplace: Path, name: str) -> None:
 
 
 EIGHT_BIT = pytest.param("adamw_8bit", marks=pytest.mark.extra)
+QOFT = pytest.param("oft/llama3_qoft_sft", marks=pytest.mark.extra)
+ADAPTERS = (
+    "pissa/llama3_lora_sft", "oft/llama3_oft_sft", QOFT, "llama_pro/llama3_freeze_sft",
+    "eva/llama3_lora_sft", "lora_ga/llama3_lora_sft", "adalora/llama3_adalora_sft",
+)  # fmt: skip
 OPTIMIZERS = ("adalomo", "adam_mini", EIGHT_BIT, "apollo", "badam", "galore", "muon")
 
 
@@ -204,6 +210,27 @@ def test_predict_examples_run_in_small(workplace: Path, folder: str, monkeypatch
     small |= {"output_dir": f"saves/{folder}-predict", "adapter_name_or_path": "", "preprocessing_num_workers": 1}
     words = [f"{key}={value}" for key, value in small.items()]
     assert run_train(load_config([str(path), *words]))["predict_samples"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_example_on_a_tiny_model(
+    tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "qoft" in name:
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    base, smaller = tiny, {"freeze_trainable_layers": 2} if name.startswith("llama_pro") else {}
+    if smaller:
+        base = tmp_path / "expanded"
+        expand_model(str(tiny), 2, base)
+    smaller |= {
+        "model_name_or_path": base, "output_dir": tmp_path / "run", "template": "chatml", "cutoff_len": 64,
+        "max_samples": 16, "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true",
+    }  # fmt: skip
+    given = [str(EXAMPLES / "extras" / f"{name}.yaml"), *(f"{key}={value}" for key, value in smaller.items())]
+    assert run_train(load_config(given))["train_loss"] > 0
+    assert (tmp_path / "run" / ("model" if base != tiny else "adapter_model")).with_suffix(".safetensors").is_file()
 
 
 @pytest.mark.slow

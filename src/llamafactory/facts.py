@@ -18,7 +18,8 @@ from typing import cast
 Setting = tuple[str, tuple[object, ...]]
 """A key and the values meant; no values: any but the default."""
 
-PROCESSES, SHARDED, DEEPSPEED = "several processes", "fsdp", "deepspeed"
+PROCESSES, SHARDED, DEEPSPEED, ZERO3 = "several processes", "fsdp", "deepspeed", "ZeRO-3"
+SAME_REFERENCE = "a reference model made of the trained one"
 """Circumstances of a run that stand where a key may: they can come from the launch as well as from an option."""
 
 
@@ -45,12 +46,14 @@ class Clash:
 class Facts:
     """A part: its name in the documentation, the settings of which any one chooses it, and its clashes.
 
-    chosen_by: empty for parts that are chosen by their file name as the value of their family's key.
+    chosen_by: empty for parts that are chosen by their file name as the value of their family's key. variants: options
+    of the part that are choices with clashes of their own; these count also while another part is chosen.
     """
 
     title: str
     chosen_by: tuple[Setting, ...] = ()
     clashes: tuple[Clash, ...] = ()
+    variants: tuple[Facts, ...] = ()
 
 
 WHOLE_WEIGHTS = (
@@ -68,6 +71,46 @@ FULL_WEIGHTS = Clash(
     allowed=("full", "freeze"),
 )
 """The clash of an optimizer that saves memory on the weights of the model itself."""
+
+QUANTIZED = Clash(
+    "quantization_bit",
+    "quantized weights cannot learn",
+    "set finetuning_type to lora",
+    when=(("quantization_aware", (False,)),),
+)
+"""The clash of a method that trains the weights of the model itself."""
+
+LORA_ONLY = Clash("finetuning_type", "it is a variant of lora", "set finetuning_type to lora", allowed=("lora",))
+"""The clash of what only LoRA has."""
+
+WHOLE_BASE = (
+    Clash(
+        "a reference model made of the trained one", "without its adapter the model is no reference any more",
+        "give ref_model, or take another start",
+    ),
+    Clash("ZeRO-3", "it needs whole weights, and ZeRO-3 spreads them", "use ZeRO-2, or take another start"),
+)  # fmt: skip
+"""Clashes of a start of LoRA that changes the base."""
+
+OUT_OF_THE_BASE = (
+    LORA_ONLY,
+    Clash(
+        "quantization_bit", "quantized weights have no components to take",
+        "set lora_init to loftq, or remove one of the two",
+    ),
+    *WHOLE_BASE,
+)  # fmt: skip
+"""Clashes of a start of LoRA that takes its first values out of the base."""
+
+FROM_DATA = (
+    Clash(
+        "stage", "it looks at answers before training, and ppo has none until it samples them", "take another start",
+        values=("ppo",),
+    ),
+    Clash("fsdp", "it runs the whole model before training, and FSDP shards it", "take another start"),
+    Clash("ZeRO-3", "it runs the whole model before training, and ZeRO-3 spreads it", "take another start"),
+)  # fmt: skip
+"""Clashes of a start of LoRA that looks at the run's own data."""
 
 ADAMW_ONLY = Clash(
     "optim",
@@ -116,6 +159,11 @@ _NAMES: dict[str, object] = {
     "ADAMW_ONLY": ADAMW_ONLY,
     "PACKED_WEIGHTS": PACKED_WEIGHTS,
     "READ_ONLY": READ_ONLY,
+    "QUANTIZED": QUANTIZED,
+    "LORA_ONLY": LORA_ONLY,
+    "OUT_OF_THE_BASE": OUT_OF_THE_BASE,
+    "FROM_DATA": FROM_DATA,
+    "WHOLE_BASE": WHOLE_BASE,
 }
 
 

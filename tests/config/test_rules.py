@@ -144,6 +144,32 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**FULL, "loraplus_lr_ratio": 16}, "loraplus_lr_ratio: 16 with finetuning_type: full"),
     ({**TRAIN, "pissa_init": True, "quantization_bit": 4}, "pissa_init: true with quantization_bit: 4"),
     ({**TRAIN, "pissa_init": True, "stage": "dpo"}, "pissa_init: true with stage: dpo"),
+    (
+        {**TRAIN, "pissa_init": True, "lora_init": "olora"},
+        "lora_init: olora with pissa_init: true: there is one start of LoRA; keep one of them",
+    ),
+    (
+        {**TRAIN, "lora_init": "loftq", "pissa_convert": True},
+        "lora_init: loftq with pissa_convert: true: a rounded base is no plain base; remove pissa_convert",
+    ),
+    ({**TRAIN, "pissa_init": True, "use_asft_loss": True}, "pissa_init: true with use_asft_loss: true: without its"),
+    ({**PPO, "lora_init": "eva", "reward_model_type": "full"}, "lora_init: eva with stage: ppo: it looks at answers"),
+    (
+        {**TRAIN, "lora_target_parameters": "experts.down_proj", "lora_dropout": 0.1},
+        "lora_target_parameters: experts.down_proj with lora_dropout: 0.1: adapters of fused weights have no dropout",
+    ),
+    (
+        {**TRAIN, "lora_target_parameters": "experts.down_proj", "use_dora": True},
+        "use_dora: true with lora_target_parameters: experts.down_proj: the lengths of fused weights cannot",
+    ),
+    (
+        {**TRAIN, "finetuning_type": "adalora", "adalora_init_rank": 4},
+        "adalora_init_rank: 4 with lora_rank: 8: ranks shrink from the first to the second; raise adalora_init_rank",
+    ),
+    (
+        {**TRAIN, "finetuning_type": "adalora", "adalora_warmup_ratio": 0.7},
+        "adalora_warmup_ratio: 0.7 with adalora_final_ratio: 0.3: no update is left in which ranks shrink",
+    ),
     ({**FULL, "use_llama_pro": True}, "use_llama_pro: true with finetuning_type: full"),
     (
         {**TRAIN, "finetuning_type": "freeze", "freeze_trainable_layers": 0},
@@ -160,7 +186,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "pure_bf16": True, **ZERO3}, "use bf16 instead of pure_bf16"),
     ({**TRAIN, "quantization_bit": 3}, "quantization_method: bnb with quantization_bit: 3: bnb has 4 or 8 bits"),
     ({**TRAIN, "quantization_bit": 4, "quantization_method": "gptq"}, "this format is only read from a checkpoint"),
-    ({**FULL, "quantization_bit": 4}, "quantization_bit: 4 with finetuning_type: full: quantized weights cannot learn"),
+    ({**FULL, "quantization_bit": 4}, "finetuning_type: full with quantization_bit: 4: quantized weights cannot learn"),
     ({**TRAIN, "quantization_bit": 4, "finetuning_type": "loha"}, "with finetuning_type: loha: PEFT has no such"),
     (
         {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a,b"},
@@ -298,6 +324,9 @@ ACCEPTED: list[dict[str, object]] = [
     {**PPO, "reward_model_type": "full", "finetuning_type": "full"},
     {**TRAIN, "stage": "dpo", "pref_bco_weight": 1.0},
     {**TRAIN, "report_to": "trackio", "project": "p"},
+    {**TRAIN, "pissa_init": True, "stage": "dpo", "ref_model": "r"},
+    {**TRAIN, "pissa_init": True, "lora_init": "pissa"},
+    {**TRAIN, "lora_init": "lora_ga", "lora_init_batches": 4, "pissa_convert": True},
     {**TRAIN, "finetuning_type": "freeze", "freeze_trainable_layers": -2, "use_llama_pro": False},
 ]
 
@@ -359,6 +388,9 @@ def test_zero_stage_is_read_from_a_file(tmp_path: Path) -> None:
             {"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio", "badam_start_block": 1},
             "badam_start_block: no effect unless badam_mode is layer",
         ),
+        ({"lora_init": "olora", "adapter_name_or_path": "a"}, "lora_init: no effect because the given adapter goes on"),
+        ({"lora_init_batches": 4}, "lora_init_batches: no effect unless lora_init is eva or lora_ga"),
+        ({"adalora_init_rank": 9}, "adalora_init_rank: no effect unless finetuning_type is adalora"),
         ({"buffer_size": 4}, "buffer_size: no effect unless streaming is true"),
         ({"max_steps": 4, "num_train_epochs": 2}, "num_train_epochs: no effect because max_steps decides"),
         ({"max_steps": 0}, "max_steps: no effect unless above 0: num_train_epochs decides"),

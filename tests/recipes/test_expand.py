@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from llamafactory.cli import main
+from llamafactory.errors import ModelError
+from llamafactory.models import expand
 from llamafactory.models.adapters.freeze import chosen_layers
+from llamafactory.models.expand import insert_blocks
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -61,4 +64,14 @@ def test_mistakes(model_dir: Path, tmp_path: Path, capsys, words: list[str], mes
     given = [word.format(new=tmp_path / "pro", old=model_dir) for word in words]
     assert main(["expand", str(model_dir), *given]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "pro").exists()
+
+
+def test_blocks_that_cannot_be_made_neutral_are_refused(model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32))
+    with pytest.raises(ModelError, match=r"GPT2Block has no weight called o_proj or out_proj or wo.*blocks like Llama"):
+        insert_blocks(gpt2, 1)
+    monkeypatch.setattr(expand, "_ATTENTION_OUT", ("q_proj",))
+    with pytest.raises(ModelError, match="the added blocks change the answers of this llama; not written"):
+        expand.expand_model(str(model_dir), 1, tmp_path / "pro")
     assert not (tmp_path / "pro").exists()

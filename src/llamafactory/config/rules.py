@@ -60,8 +60,12 @@ _NEVER_USED = {
 _UNUSED: tuple[Unused, ...] = (
     ("lora", lambda c: c.finetuning.finetuning_type in {*ADAPTER_METHODS} - {"oft"}, "unless finetuning_type is lora"),
     ("pissa_iter", lambda c: c.lora.init == "pissa", "unless pissa_init is true"),
+    *((key, lambda c: not c.model.adapter_name_or_path or c.lora.create_new_adapter,
+       "because the given adapter goes on learning") for key in ("lora_init", "pissa_init")),
     ("pissa_convert", lambda c: c.lora.changes_base, "unless pissa_init is true"),
+    ("lora_init_batches", lambda c: c.lora.init in {"eva", "lora_ga"}, "unless lora_init is eva or lora_ga"),
     ("oft", lambda c: c.finetuning.finetuning_type == "oft", "unless finetuning_type is oft"),
+    ("adalora", lambda c: c.finetuning.finetuning_type == "adalora", "unless finetuning_type is adalora"),
     ("freeze", lambda c: c.finetuning.finetuning_type == "freeze" or c.finetuning.use_llama_pro,
      "unless finetuning_type is freeze"),
     ("preference", lambda c: c.finetuning.stage in {"dpo", "kto", "ppo"} or c.loss.use_asft_loss,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
-from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation, value_of
 
 
@@ -51,10 +50,6 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     bits, method = config.quantization.quantization_bit, config.quantization.quantization_method
     if bits is None:
         return
-    if config.finetuning.finetuning_type not in ADAPTER_METHODS and not config.quantization.quantization_aware:
-        yield Violation(
-            ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
-        )
     yield from _adapters_on_quantized(config)
     if config.lora.create_new_adapter and config.model.adapter_name_or_path:
         yield Violation(
@@ -163,7 +158,6 @@ def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     if zero_stage(config) != 3:
         return
     for key, on in (
-        ("pissa_init" if config.lora.pissa_init else "lora_init", config.lora.changes_base),
         ("use_unsloth", config.compute.use_unsloth),
         ("quantization_bit", config.quantization.quantization_bit == 8),
     ):

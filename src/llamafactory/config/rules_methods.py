@@ -186,56 +186,11 @@ def early_stopping_limits(config: RunConfig) -> Iterator[Violation]:
             yield Violation(("early_stopping_steps", key), "stopping early needs it", fix)
 
 
-def lora_variants(config: RunConfig) -> Iterator[Violation]:
-    """Variants of LoRA exist in LoRA only."""
-    method = config.finetuning.finetuning_type
-    if method == "lora" or config.command not in TRAIN:
-        return
-    variants = ("use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio", "lora_init", "lora_target_parameters")
-    for key in variants:
-        if getattr(config.lora, key) not in (False, None, (), "default"):
-            yield Violation((key, "finetuning_type"), "it is a variant of lora", "set finetuning_type to lora")
-
-
-def pissa_limits(config: RunConfig) -> Iterator[Violation]:
-    """A start that takes values out of the base changes it, so the base can be neither quantized nor a reference."""
-    if config.command not in TRAIN:
-        return
-    if config.lora.lora_target_parameters and config.lora.lora_dropout:
-        yield Violation(
-            ("lora_target_parameters", "lora_dropout"), "adapters of fused weights have no dropout", "set it to 0"
-        )
-    if config.lora.pissa_init and config.lora.lora_init not in {"default", "pissa"}:
-        yield Violation(("pissa_init", "lora_init"), "an adapter has one start", "keep one of them")
-    if not config.lora.changes_base:
-        return
-    key = "pissa_init" if config.lora.pissa_init else "lora_init"
-    if config.lora.pissa_convert and config.lora.init == "loftq":
-        yield Violation(("pissa_convert", "lora_init"), "a rounded base is no plain base", "remove pissa_convert")
-    quantization = config.quantization
-    if quantization.quantization_bit is not None and config.lora.init != "loftq":
-        yield Violation(
-            (key, "quantization_bit"),
-            "quantized weights have no components to take",
-            "set lora_init to loftq, or remove one of the two",
-        )
-    elif quantization.quantization_bit is not None and (
-        (quantization.quantization_method, quantization.quantization_bit) != ("bnb", 4)
-    ):
-        yield Violation((key, "quantization_bit"), "LoftQ corrects 4-bit weights of bnb", "use bnb with 4 bits")
-    if config.uses_reference:
-        yield Violation((key, "stage"), "without its adapter the model is no reference any more", f"remove {key}")
-
-
 def freeze_limits(config: RunConfig) -> Iterator[Violation]:
-    """Something must learn, and added blocks need a method that trains blocks."""
+    """Something must learn."""
     method = config.finetuning.finetuning_type
     if config.command not in TRAIN:
         return
-    if config.finetuning.use_llama_pro and method == "full":
-        yield Violation(
-            ("use_llama_pro", "finetuning_type"), "full training has no chosen blocks", "set finetuning_type to freeze"
-        )
     if method == "freeze" and config.freeze.freeze_trainable_layers == 0 and not config.freeze.freeze_extra_modules:
         yield Violation(
             ("freeze_trainable_layers", "finetuning_type"), "nothing would learn", "give a count other than 0"
@@ -254,6 +209,21 @@ def oft_limits(config: RunConfig) -> Iterator[Violation]:
         )
 
 
+def adalora_limits(config: RunConfig) -> Iterator[Violation]:
+    """Ranks shrink, and they do so before the run ends."""
+    if config.finetuning.finetuning_type != "adalora" or config.command not in TRAIN:
+        return
+    options = config.adalora
+    if options.adalora_init_rank is not None and options.adalora_init_rank < config.lora.lora_rank:
+        yield Violation(
+            ("adalora_init_rank", "lora_rank"), "ranks shrink from the first to the second", "raise adalora_init_rank"
+        )
+    if options.adalora_warmup_ratio + options.adalora_final_ratio >= 1:
+        yield Violation(
+            ("adalora_warmup_ratio", "adalora_final_ratio"), "no update is left in which ranks shrink", "lower one"
+        )
+
+
 def tracker_limits(config: RunConfig) -> Iterator[Violation]:
     """Trackio files runs under a project."""
     if "trackio" in config.training.report_to and "project" not in config.origins and config.command in TRAIN:
@@ -269,9 +239,8 @@ RULES: tuple[Rule, ...] = (
     best_metric_exists,
     schedule_follows_evaluations,
     early_stopping_limits,
-    lora_variants,
-    pissa_limits,
     freeze_limits,
     oft_limits,
+    adalora_limits,
     tracker_limits,
 )

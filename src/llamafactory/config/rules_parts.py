@@ -5,18 +5,32 @@ The facts lie in the parts' files (`llamafactory.facts`); reading them imports n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from llamafactory import env
 from llamafactory.config.catalog import options
+from llamafactory.config.rules_memory import zero_stage
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.violation import Rule, Violation, value_of
-from llamafactory.facts import ADAMW_ONLY, DEEPSPEED, PROCESSES, SHARDED, Clash, Facts, Setting, read_facts
+from llamafactory.facts import (
+    ADAMW_ONLY,
+    DEEPSPEED,
+    PROCESSES,
+    SAME_REFERENCE,
+    SHARDED,
+    ZERO3,
+    Clash,
+    Facts,
+    Setting,
+    read_facts,
+)
 
 OPTIMIZER = "optimizer"
 QUANTIZER = "quantization_method"
+ADAPTER = "finetuning_type"
+START = "start of LoRA"
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,11 @@ class Room:
 
 FAMILIES = {
     OPTIMIZER: Room("llamafactory.optim", commands=TRAIN),
+    ADAPTER: Room("llamafactory.models.adapters", commands=TRAIN),
+    START: Room("llamafactory.models.adapters.starts", commands=TRAIN),
     QUANTIZER: Room("llamafactory.models.quantization", while_set="quantization_bit"),
 }
-"""The key whose values are the names of the parts (for optimizers, which have no such key, a word) -> their room."""
+"""The key whose values are the names of the parts (a word where there is no one such key) -> their room."""
 
 
 def chosen_parts(config: RunConfig, family: str) -> dict[str, Facts]:
@@ -73,6 +89,9 @@ def part_clashes(config: RunConfig) -> Iterator[Violation]:
             continue
         for name, facts in chosen.items():
             yield from clashes_of(config, facts, choices[name])
+        for variant in (variant for facts in read_facts(room.package).values() for variant in facts.variants):
+            if (choice := _choice(config, family, "", variant)) is not None:
+                yield from clashes_of(config, variant, choice)
 
 
 def clashes_of(config: RunConfig, facts: Facts, choice: str, *, but: Collection[str] = ()) -> Iterator[Violation]:
@@ -91,18 +110,38 @@ def _violations(config: RunConfig, choice: str, clash: Clash) -> Iterator[Violat
     condition = next((setting[0] for setting in clash.when if _holds(config, setting)), None)
     if clash.key == choice or (clash.when and condition is None) or not _hits(config, clash):
         return
-    own = condition or choice
-    launched = clash.key == PROCESSES or (clash.key in {SHARDED, DEEPSPEED} and not _is_set(config, clash.key))
-    yield Violation((own,) if launched or clash.key == own else (own, clash.key), clash.why, clash.fix)
+    own = condition if condition is not None and _is_set(config, condition) else choice
+    other = clash.key
+    if other in _CIRCUMSTANCES:
+        shown = _CIRCUMSTANCES[other].shown
+        other = next((key for key in shown if _is_set(config, key)), own)
+    yield Violation((own,) if other == own else (own, other), clash.why, clash.fix)
+
+
+@dataclass(frozen=True)
+class _Circumstance:
+    """holds: whether the run is in it. shown: keys that may have brought it about, for the sentence."""
+
+    holds: Callable[[RunConfig], bool]
+    shown: tuple[str, ...] = ()
+
+
+_CIRCUMSTANCES: Mapping[str, _Circumstance] = {
+    PROCESSES: _Circumstance(lambda config: env.world_size() > 1),
+    SHARDED: _Circumstance(lambda config: _is_set(config, "fsdp") or env.is_enabled("ACCELERATE_USE_FSDP"), ("fsdp",)),
+    DEEPSPEED: _Circumstance(
+        lambda config: _is_set(config, "deepspeed") or env.is_enabled("ACCELERATE_USE_DEEPSPEED"), ("deepspeed",)
+    ),
+    ZERO3: _Circumstance(lambda config: zero_stage(config) == 3, ("deepspeed",)),
+    SAME_REFERENCE: _Circumstance(
+        lambda config: config.uses_reference and config.preference.ref_model is None, ("use_asft_loss", "stage")
+    ),
+}
 
 
 def _hits(config: RunConfig, clash: Clash) -> bool:
-    if clash.key == PROCESSES:
-        return env.world_size() > 1
-    if clash.key == SHARDED and env.is_enabled("ACCELERATE_USE_FSDP"):
-        return True
-    if clash.key == DEEPSPEED and env.is_enabled("ACCELERATE_USE_DEEPSPEED"):
-        return True
+    if clash.key in _CIRCUMSTANCES:
+        return _CIRCUMSTANCES[clash.key].holds(config)
     if clash.if_given and clash.key not in config.origins:
         return False
     if clash.allowed:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from llamafactory.config.section import Section
+from llamafactory.config.sections.adalora import AdaloraConfig
 from llamafactory.config.sections.apollo import ApolloConfig
 from llamafactory.config.sections.badam import BadamConfig
 from llamafactory.config.sections.compute import ComputeConfig
@@ -65,6 +66,7 @@ class RunConfig:
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     oft: OftConfig = field(default_factory=OftConfig)
+    adalora: AdaloraConfig = field(default_factory=AdaloraConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loss: LossConfig = field(default_factory=LossConfig)

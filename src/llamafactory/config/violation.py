@@ -21,9 +21,12 @@ class Violation:
     def sentence(self, config: RunConfig) -> str:
         """Where, got, why and fix in one line."""
         place = next((config.origins[key] for key in self.keys if key in config.origins), None)
+        return f"{place or str(config.source_file or 'options')}: {self.words(config)}"
+
+    def words(self, config: RunConfig) -> str:
+        """Got, why and fix."""
         got = " with ".join(f"{key}: {show(value_of(config, key))}" for key in self.keys)
-        where = place or str(config.source_file or "options")
-        return f"{where}: {got}: {self.why}; {self.fix}"
+        return f"{got}: {self.why}; {self.fix}"
 
 
 Rule = Callable[[RunConfig], Iterator[Violation]]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 
 from llamafactory.errors import ModelError
 from llamafactory.models.hub import fetch
@@ -64,8 +65,19 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool, full_precis
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(_mismatch(folder, model, error)) from error
     _check_all_used(wrapped, folder)
+    tie_copies(wrapped)
     take_up_start(wrapped, folder)
     return wrapped
+
+
+def tie_copies(model: PeftModel) -> None:
+    """Let the trained copies of input and output embedding share one weight where the originals do, in place."""
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(inputs, ModulesToSaveWrapper) or not isinstance(head, ModulesToSaveWrapper):
+        return
+    if inputs.original_module.weight is head.original_module.weight:
+        for name, copy in inputs.modules_to_save.items():
+            head.modules_to_save[name].weight = copy.weight
 
 
 def _options(folder: Path) -> PeftConfig:

@@ -92,6 +92,16 @@ def save_weights(
     check_saved(model, folder, plain_adapter=options.plain_adapter)
 
 
+def save_bare(model: PreTrainedModel | PeftModel, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights as transformers and PEFT do, and beside an adapter the first values it started from.
+
+    state_dict: gathered weights where the live ones are sharded.
+    """
+    model.save_pretrained(folder, **({} if state_dict is None else {"state_dict": dict(state_dict)}))
+    if isinstance(model, PeftModel):
+        save_start(model, folder)
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, options: SaveOptions | None = None) -> None:
     """Write the tokenizer, with the chat template and padding side of `options`; the object is not changed."""
     options = options or SaveOptions()

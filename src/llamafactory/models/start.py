@@ -8,8 +8,9 @@ W + s (B A - B0 A0): a plain LoRA adapter of twice the rank (`as_plain`). Knows 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from llamafactory.config.run import RunConfig
 
 START_FILE = "initial_adapter.safetensors"
-_ADAPTER = "default"
+ADAPTER = "default"
 _METHOD, _ROUNDING, _OWN_ROUNDING = "lora_init", "rounding", "nf4"
 _PREFIX = "base_model.model."
+MEASURED = ("inputs", "gradient")
+"""Sources of first values that need data."""
 
 
 class Residual(Protocol):
@@ -41,23 +44,35 @@ class Residual(Protocol):
 
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
-    """Give the new adapter of `model` the first values that `lora_init` names, in place."""
+    """Give the new adapter of `model` the first values that `lora_init` names, in place; later where it needs data."""
     if config.lora.init == "default":
         return  # PEFT made them, and no weight is unpacked for nothing
+    source = getattr(STARTS.load(config.lora.init), "SOURCE", "weight")
+    if source in MEASURED:
+        return
+    quantization, sources = quantization_of(model), {}
+    for name, layer in adapted_layers(model):
+        sources[name] = partial(_weight, name, layer, quantization) if source == "weight" else partial(_shape, layer)
+    start_from(model, config, sources)
+
+
+def start_from(model: PeftModel, config: RunConfig, sources: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Make the first values from a source for each adapted layer, in place; a layer without one keeps its own."""
     method, quantization = STARTS.load(config.lora.init), quantization_of(model)
     rounding = _OWN_ROUNDING if quantization is None else quantization.describe()
-    options, rounds = StartOptions(config.lora.pissa_iter, rounding), hasattr(method, "residual")
-    for name, layer in _layers(model):
-        weight = _weight(name, layer, quantization) if rounds or quantization is None else _shape_alone(layer)
-        found = method.factors(weight, layer.r[_ADAPTER], layer.scaling[_ADAPTER], options)
+    options = StartOptions(config.lora.pissa_iter, rounding)
+    for name, layer in adapted_layers(model):
+        if name not in sources:
+            continue
+        found = method.factors(sources[name](), layer.r[ADAPTER], layer.scaling[ADAPTER], options)
         if found is None:
             return
         down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
         for value, part in zip((down, up), _matrices(layer), strict=True):
             part.weight.data.copy_(value)
         if bool(up.any()):
-            start = _Start(method.__name__.rsplit(".", 1)[-1], rounding, down, up)
-            _take_out(layer, weight, start, quantization)
+            start = _Start(config.lora.init, rounding, down, up)
+            _take_out(layer, _weight(name, layer, quantization), start, quantization)
 
 
 def take_up_start(model: PeftModel, folder: Path) -> None:
@@ -71,7 +86,7 @@ def take_up_start(model: PeftModel, folder: Path) -> None:
             f"adapter_name_or_path: {folder} took its first values out of plain weights (lora_init: {method}), and the "
             "base is stored quantized; give the unquantized base it was trained on"
         )
-    for name, layer in _layers(model):
+    for name, layer in adapted_layers(model):
         if f"{name}.A" in stored:
             start = _Start(method, rounding, stored[f"{name}.A"], stored[f"{name}.B"])
             _take_out(layer, _weight(name, layer, quantization), start, quantization)
@@ -115,7 +130,7 @@ def save_start(model: PeftModel, folder: Path) -> None:
     if not state:
         (folder / START_FILE).unlink(missing_ok=True)
         return
-    layer = next(layer for _, layer in _layers(model) if _METHOD in vars(layer))
+    layer = next(layer for _, layer in adapted_layers(model) if _METHOD in vars(layer))
     save_file(state, folder / START_FILE, metadata={key: str(vars(layer)[key]) for key in (_METHOD, _ROUNDING)})
 
 
@@ -124,9 +139,9 @@ def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
 
     s [B, B0] [A; -A0] = s (B A - B0 A0); alpha keeps s. Raises ModelError where rounding was part of the start.
     """
-    changed, options = dict(tensors), copy.deepcopy(model.peft_config[_ADAPTER])
+    changed, options = dict(tensors), copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(options, LoraConfig)
-    for name, layer in _layers(model):
+    for name, layer in adapted_layers(model):
         if _METHOD not in vars(layer):
             continue
         if hasattr(STARTS.load(str(vars(layer)[_METHOD])), "residual"):
@@ -134,21 +149,26 @@ def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
         down, up = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
         changed[down] = torch.cat([tensors[down].float(), -layer.get_buffer("start_A").to(tensors[down].device)])
         changed[up] = torch.cat([tensors[up].float(), layer.get_buffer("start_B").to(tensors[up].device)], dim=1)
-        options.lora_alpha = layer.scaling[_ADAPTER] * 2 * layer.r[_ADAPTER]
+        options.lora_alpha = layer.scaling[ADAPTER] * 2 * layer.r[ADAPTER]
     if _state(model):
         options.r, options.use_rslora = 2 * options.r, False
     return changed, options
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """Adapted linear layers by name; embeddings and fused weights keep PEFT's own start."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A and not hasattr(module, "parameter_name"):
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A and not hasattr(module, "parameter_name"):
             yield name, module
 
 
 def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
-    return layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+    return layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+
+
+def _shape(layer: LoraLayer) -> Tensor:
+    """[out, in] of the base weight, without values."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")
 
 
 def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> Tensor:
@@ -161,11 +181,6 @@ def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> T
     weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
     device = _matrices(layer)[0].weight.device  # packed layers may have no `weight` to ask
     return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(device)
-
-
-def _shape_alone(layer: LoraLayer) -> Tensor:
-    """[out, in] without values: starts that need those, and do not round, are refused on a quantized base."""
-    return torch.empty(layer.out_features, layer.in_features, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +197,7 @@ def _take_out(layer: LoraLayer, plain: Tensor, start: _Start, quantization: Quan
     """Change the base weight and remember the first values with the layer, outside of its saved state."""
     base = layer.get_base_layer()
     down, up = start.down.to(plain.device), start.up.to(plain.device)
-    delta = layer.scaling[_ADAPTER] * up @ down
+    delta = layer.scaling[ADAPTER] * up @ down
     residual: Residual = getattr(STARTS.load(start.method), "residual", _difference)
     if quantization is None:
         changed = residual(plain, delta, start.rounding)
@@ -220,5 +235,5 @@ def _fill(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    found = [(name, layer) for name, layer in _layers(model) if _METHOD in vars(layer)]
+    found = [(name, layer) for name, layer in adapted_layers(model) if _METHOD in vars(layer)]
     return {f"{name}.{part}": layer.get_buffer(f"start_{part}") for name, layer in found for part in "AB"}

@@ -33,6 +33,9 @@ def target_modules(
         names = _named_modules(model, wanted, key)
     frozen = frozen_parts(model, config.finetuning) + facts.lora_excluded
     kept = [name for name in names if not has_part(name, frozen)]
+    for target in wanted if "all" not in wanted else ():
+        if not any(name == target or name.endswith(f".{target}") for name in kept):
+            notice(f"{key}: {target} has no effect, all modules of that name stay frozen in this run")
     if config.finetuning.use_llama_pro:
         kept = _expanded_only(model, config, kept)
     if not kept:

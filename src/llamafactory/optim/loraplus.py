@@ -12,10 +12,10 @@ from transformers import Trainer, TrainingArguments
 
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError
-from llamafactory.facts import Facts
+from llamafactory.facts import LORA_ONLY, Facts
 
 KEY = "loraplus_lr_ratio"
-FACTS = Facts("LoRA+", chosen_by=((KEY, ()),))
+FACTS = Facts("LoRA+", chosen_by=((KEY, ()),), clashes=(LORA_ONLY,))
 
 
 def build(model: nn.Module, config: RunConfig, args: TrainingArguments) -> Optimizer:

@@ -20,6 +20,7 @@ from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.start import START_FILE, has_start
 from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
 from llamafactory.recipes import run_folder
@@ -30,6 +31,7 @@ from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Prompt
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.build import build_trainer
+from llamafactory.training.data_start import start_from_data
 from llamafactory.training.plots import plot_history
 from llamafactory.training.predictions import predict_pairs
 from llamafactory.training.preflight import check_training
@@ -139,6 +141,7 @@ def _agree_on(start: run_folder.StartPoint) -> Path | None:
 
 
 def _train(config: RunConfig, trainer: Trainer, checkpoint: Path | None) -> dict[str, float]:
+    start_from_data(trainer, config, checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     real_tokens = config.finetuning.include_effective_tokens_per_second
@@ -152,6 +155,17 @@ def _evaluate(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
+def _notice_start(config: RunConfig, folder: Path) -> None:
+    """Say in one sentence that other programs would put the saved adapter onto the wrong base."""
+    if has_start(folder):
+        convertible = config.lora.init != "loftq"
+        fix = "set pissa_convert: true for one that fits it everywhere" if convertible else "use `export` for them"
+        notice(
+            f"{config.place('lora_init')}: lora_init: {config.lora.init}: the adapter in {folder} does not fit the "
+            f"plain base in other programs, which do not read {START_FILE}; {fix}"
+        )
+
+
 def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """What is written once, when everything has been measured."""
     folder = Path(trainer.args.output_dir)
@@ -161,6 +175,7 @@ def _finish(config: RunConfig, trainer: Trainer, metrics: Mapping[str, float]) -
             logged = [key for key in PLOTTED if any(key in entry for entry in history)]
             for plot in plot_history(history, folder, ["loss", *logged]):
                 logger.info("Wrote %s", plot)
+        _notice_start(config, folder)
         write_model_card(folder, config, metrics, config.data.dataset)
     if config.training.push_to_hub:
         repository = config.training.hub_model_id or folder.name

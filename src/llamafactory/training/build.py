@@ -32,6 +32,7 @@ from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.quantization import measured, place
+from llamafactory.models.save import save_bare
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
@@ -41,6 +42,7 @@ from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
 from llamafactory.training.callbacks.progress import ProgressLine
+from llamafactory.training.callbacks.rank_allocation import RankAllocation
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
 from llamafactory.training.preflight import check_training
@@ -209,13 +211,15 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
     found: list[TrainerCallback] = [LogFile(Path(str(config.training.output_dir))), ProgressLine(live=bar)]
     if config.finetuning.early_stopping_steps:
         found.append(EarlyStopping(config.finetuning.early_stopping_steps))
+    if config.finetuning.finetuning_type == "adalora":
+        found.append(RankAllocation(config))
     return found
 
 
 def _plain_saver(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         with detached(model) as head:
-            model.save_pretrained(folder)
+            save_bare(model, folder)
         if head is not None:
             save_value_head(head_state(head), folder)
         tokenizer.save_pretrained(folder)

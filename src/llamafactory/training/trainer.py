@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger
+from llamafactory.models.save import save_bare
 from llamafactory.models.value_head import save_value_head, split_state
 from llamafactory.objectives import Objective
 from llamafactory.optim import TensorwiseOptimizer
@@ -94,6 +95,14 @@ class Trainer(transformers.Trainer):
         batches = [*self._seen_ahead, *islice(epoch_iterator, missing)]
         self._seen_ahead = batches[num_batches:]
         return batches[: num_updates * num_batches]
+
+    def first_batches(self, num_batches: int) -> list[Any]:
+        """The first batches of the training order, complete and on the device; the same in every process."""
+        data: Any = self.train_dataset
+        rows = iter(data) if self._order is None else (data[index] for index in self._order)
+        groups = [list(islice(rows, self._train_batch_size)) for _ in range(num_batches)]
+        batches = [self._prepare_inputs(self.data_collator(group)) for group in groups if group]
+        return self._prepare_batches(batches, training=True)
 
     @torch.no_grad()
     def _prepare_batches(self, batches: list[Any], *, training: bool) -> list[Any]:
@@ -337,7 +346,7 @@ class Trainer(transformers.Trainer):
         else:  # gathered from the shards of several processes
             core = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             rest, head = split_state(state_dict)
-            core.save_pretrained(folder, state_dict=rest)
+            save_bare(core, folder, rest)
             save_value_head(head, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

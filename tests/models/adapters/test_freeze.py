@@ -51,6 +51,12 @@ def test_last_layer_alone_moves(load, sgd_step, model_dir: Path) -> None:
     assert all(name.startswith("model.layers.1.") for name in names)
 
 
+def test_new_rows_that_stay_frozen_are_told(load, model_dir: Path, capsys, caplog) -> None:
+    new = {"resize_vocab": True, "add_tokens": "<new>"}
+    load(model_name_or_path=str(model_dir), finetuning_type="freeze", freeze_trainable_layers=1, **new)
+    assert "rows of new tokens do not learn; add embed_tokens and lm_head" in capsys.readouterr().err + caplog.text
+
+
 def test_first_layer_alone_moves(load, sgd_step, model_dir: Path) -> None:
     names = learned(load, sgd_step, model_dir, freeze_trainable_layers=-1)
     assert all(name.startswith("model.layers.0.") for name in names)

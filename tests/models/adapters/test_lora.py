@@ -110,7 +110,7 @@ def test_additional_target_keeps_tied_weights_tied(load, sgd_step, model_dir: Pa
         assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
 
 
-def test_resume_goes_on_with_the_last_adapter(load, sgd_step, model_dir: Path, tmp_path: Path) -> None:
+def test_resume_goes_on_with_the_last_adapter(load, sgd_step, model_dir: Path, tmp_path: Path, capsys, caplog) -> None:
     after = trained_adapter(load, sgd_step, tmp_path, model_name_or_path=str(model_dir), lora_rank=4)
     options = {"model_name_or_path": str(model_dir), "adapter_name_or_path": str(tmp_path)}
     loaded, _, _ = load(**options)
@@ -120,6 +120,7 @@ def test_resume_goes_on_with_the_last_adapter(load, sgd_step, model_dir: Path, t
     before = sgd_step(loaded.model)
     assert any(not torch.equal(p, before[name]) for name, p in loaded.model.named_parameters())
     assert loaded.record.merged_adapters == ()
+    assert "goes on learning with its own rank, alpha and targets" in capsys.readouterr().err + caplog.text
 
 
 def test_inference_merges_everything(load, sgd_step, model_dir: Path, tmp_path: Path) -> None:

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
-from llamafactory.errors import CheckpointError, ConfigError
+from llamafactory.errors import CheckpointError, ConfigError, ModelError
 from llamafactory.models.merge import merge_adapters, observe, verify_merge
 from llamafactory.models.nf4 import round_to_nf4
 from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.start import START_FILE
 from llamafactory.training.weight_files import load_weights
 
 IDS = torch.arange(40, 72).reshape(2, 16)
@@ -126,21 +134,28 @@ def test_loftq_is_nearer_to_the_weights_than_rounding(load, model_dir: Path) -> 
         assert rest.norm() < 0.8 * (weight - round_to_nf4(weight)).norm()
 
 
-@pytest.fixture
-def moe_dir(tmp_path: Path, tokenizer) -> Path:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+COMMON = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "num_experts_per_tok": 2,
+}  # fmt: skip
+MIXTURES = {
+    "qwen3_moe": {"moe_intermediate_size": 16, "num_experts": 4, "decoder_sparse_step": 1},
+    "mixtral": {"num_local_experts": 4},
+}
 
+
+@pytest.fixture
+def moe_dir(request: pytest.FixtureRequest, tmp_path: Path, tokenizer) -> Path:
+    family = getattr(request, "param", "qwen3_moe")
     folder = tmp_path / "moe"
-    config = Qwen3MoeConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
-        decoder_sparse_step=1,
-    )  # fmt: skip
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(5)
+    config = CONFIG_MAPPING[family](vocab_size=len(tokenizer), **COMMON, **MIXTURES[family])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
+@pytest.mark.parametrize("moe_dir", MIXTURES, indirect=True)
 def test_fused_experts_get_adapters(load, moe_dir: Path, tmp_path: Path) -> None:
     targets = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
     given = {"model_name_or_path": str(moe_dir), "lora_target": "q_proj", "lora_target_parameters": targets}
@@ -158,6 +173,7 @@ def test_fused_experts_get_adapters(load, moe_dir: Path, tmp_path: Path) -> None
     probe = observe(chat.model, IDS)
     save_model(merge_adapters(chat.model), bundle.tokenizer, tmp_path / "m", record=chat.record)
     report = verify_merge(probe, tmp_path / "m")
+    assert report.difference < 1e-4
     assert any("experts" in name for name in report.changed)
 
 
@@ -172,3 +188,33 @@ def test_experts_left_out_are_told(load, moe_dir: Path, capsys, caplog) -> None:
 def test_a_bad_oft_target_names_its_option(load, model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"oft_target: the model has no module 'q_prj'"):
         load(model_name_or_path=str(model_dir), finetuning_type="oft", oft_target="q_prj")
+
+
+def test_a_start_of_another_program_is_refused(load, model_dir: Path, tmp_path: Path) -> None:
+    given = {"model_name_or_path": str(model_dir), "lora_init": "olora"}
+    loaded, bundle, _ = load(**given)
+    save_model(loaded.model, bundle.tokenizer, tmp_path, record=loaded.record)
+    save_file(load_file(tmp_path / START_FILE), tmp_path / START_FILE, metadata={"lora_init": "nonsense"})
+    with pytest.raises(ModelError, match=r"names no known start \('nonsense'\); take the file as it was written"):
+        load(**given, adapter_name_or_path=str(tmp_path))
+
+
+def test_a_rounded_base_has_no_plain_adapter(load, model_dir: Path, tmp_path: Path) -> None:
+    loaded, bundle, _ = load(model_name_or_path=str(model_dir), lora_init="loftq")
+    with pytest.raises(ModelError, match="a start that rounds the base is no plain adapter; remove pissa_convert"):
+        save_model(
+            loaded.model, bundle.tokenizer, tmp_path, record=loaded.record, options=SaveOptions(plain_adapter=True)
+        )
+
+
+def test_a_target_of_which_nothing_learns_is_told(load, model_dir: Path, tmp_path: Path, capsys, caplog) -> None:
+    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    load(model_name_or_path=str(tmp_path), lora_target="fc1,q_proj")
+    told = capsys.readouterr().err + caplog.text
+    assert "lora_target: fc1 has no effect, all modules of that name stay frozen" in told and "q_proj has" not in told

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from llamafactory.config.section import Positive, Section, option
 
-ADAPTER_METHODS = ("lora", "oft", "vera", "ia3", "loha", "lokr")
+ADAPTER_METHODS = ("lora", "oft", "vera", "ia3", "loha", "lokr", "adalora")
 """Values of finetuning_type that put adapters on a frozen base."""
 
 
@@ -18,10 +18,10 @@ class FinetuningConfig(Section):
         "Training goal: pt pre-training, sft supervised, rm reward model, ppo, dpo, kto; orpo and simpo are dpo with "
         "that pref_loss.",
     )
-    finetuning_type: Literal["lora", "oft", "vera", "ia3", "loha", "lokr", "freeze", "full"] = option(
+    finetuning_type: Literal["lora", "oft", "vera", "ia3", "loha", "lokr", "adalora", "freeze", "full"] = option(
         "lora",
-        "Which weights learn: adapters (lora low-rank, oft orthogonal, vera, ia3, loha, lokr), some layers (freeze), "
-        "or all (full).",
+        "Which weights learn: adapters (lora low-rank, oft orthogonal, vera, ia3, loha, lokr, adalora), some layers "
+        "(freeze), or all (full).",
     )
     pure_bf16: bool = option(False, "Hold and train the weights in bfloat16 without mixed precision.")
     use_llama_pro: bool = option(False, "Train only the blocks added by LLaMA Pro expansion.")

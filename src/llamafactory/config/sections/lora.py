@@ -25,10 +25,12 @@ class LoraConfig(Section):
     loraplus_lr_embedding: NonNegativeReal = option(1e-6, "LoRA+: learning rate of embedding adapters.")
     use_rslora: bool = option(False, "Divide the scale by the square root of the rank.")
     use_dora: bool = option(False, "Learn magnitude and direction of the weights apart (DoRA).")
-    lora_init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = option(
+    lora_init: Literal["default", "gaussian", "pissa", "olora", "loftq", "eva", "lora_ga"] = option(
         "default",
-        "Start of the matrices: default (B zero), gaussian, pissa, olora, or loftq (the base is rounded to nf4).",
+        "Start of the matrices: default (B zero), gaussian; pissa, olora, loftq (the base is rounded to nf4), which "
+        "take it out of the weights; eva, lora_ga, which look at the first batches.",
     )
+    lora_init_batches: Positive = option(8, "Batches of training data that the starts eva and lora_ga look at.")
     lora_target_parameters: CommaList = option(
         (), "Fused weights that get an adapter, such as mlp.experts.gate_up_proj, separated by commas."
     )
@@ -47,7 +49,7 @@ class LoraConfig(Section):
     @property
     def changes_base(self) -> bool:
         """True when the start takes the first values of the adapter out of the base."""
-        return self.init in {"pissa", "olora", "loftq"}
+        return self.init in {"pissa", "olora", "loftq", "lora_ga"}
 
     @property
     def alpha(self) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from llamafactory.logs import get_logger, notice
-from llamafactory.models.attach import adapter_folders, attach, attach_given
+from llamafactory.models.attach import adapter_folders, attach, attach_given, tie_copies
 from llamafactory.models.merge import merge_adapters
 from llamafactory.models.quantization import quantization_of
 from llamafactory.models.targets import embedding_names, modules_to_save, target_modules, tied_head
@@ -59,6 +59,13 @@ def _create(model: PreTrainedModel, config: RunConfig, options: Options, *, voca
     told = not config.lora.lora_target_parameters
     named = target_modules(model, config, key=key, tells_experts=told)
     chosen = options(model, config, [name for name in named if name.rsplit(".", 1)[-1] not in saved])
+    head = tied_head(model)
+    ties = head is not None and embedding_names(model)[0] in saved
+    if isinstance(chosen, LoraConfig):
+        chosen.ensure_weight_tying = ties
+    elif ties:  # PEFT keeps copies together for LoRA alone
+        saved = (*saved, str(head))
     chosen.modules_to_save = list(saved) or None
-    chosen.ensure_weight_tying = tied_head(model) is not None and embedding_names(model)[0] in saved
-    return get_peft_model(model, chosen, autocast_adapter_dtype=not config.finetuning.pure_bf16)
+    wrapped = get_peft_model(model, chosen, autocast_adapter_dtype=not config.finetuning.pure_bf16)
+    tie_copies(wrapped)
+    return wrapped

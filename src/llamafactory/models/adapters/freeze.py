@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamafactory.errors import ConfigError, did_you_mean
+from llamafactory.facts import QUANTIZED, Clash, Facts
 from llamafactory.logs import notice
 from llamafactory.models.families import family_facts
 from llamafactory.models.modules import Layers, find_layers, frozen_parts, has_part
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts(
+    "freeze",
+    clashes=(QUANTIZED,),
+    variants=(
+        Facts(
+            "LLaMA Pro",
+            chosen_by=(("use_llama_pro", (True,)),),
+            clashes=(
+                Clash(
+                    "finetuning_type", "full training has no chosen blocks", "set finetuning_type to freeze",
+                    values=("full",),
+                ),
+            ),
+        ),
+    ),
+)  # fmt: skip
 
 
 def apply(model: PreTrainedModel, config: RunConfig, *, trainable: bool, vocab_grown: bool) -> PreTrainedModel:

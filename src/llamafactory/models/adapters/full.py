@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llamafactory.facts import QUANTIZED, Facts
 from llamafactory.models.modules import frozen_parts, has_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts("full", clashes=(QUANTIZED,))
 
 
 def apply(model: PreTrainedModel, config: RunConfig, *, trainable: bool, vocab_grown: bool) -> PreTrainedModel:

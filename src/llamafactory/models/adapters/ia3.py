@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from peft import IA3Config, PeftModel, TaskType
 
+from llamafactory.facts import Facts
 from llamafactory.models.adapters._peft import apply_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts("IA3")
 
 
 SECOND_MATRIX = frozenset({"down_proj", "fc2", "w2", "wo", "dense_4h_to_h"})

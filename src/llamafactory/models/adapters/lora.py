@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peft import LoraConfig, PeftModel, TaskType
 
+from llamafactory.facts import LORA_ONLY, Clash, Facts
 from llamafactory.models.adapters._peft import apply_adapter
 from llamafactory.models.start import start_adapter
 from llamafactory.models.targets import target_parameters
@@ -17,6 +18,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts(
+    "LoRA",
+    variants=(
+        Facts(
+            "DoRA",
+            chosen_by=(("use_dora", (True,)),),
+            clashes=(
+                LORA_ONLY,
+                Clash(
+                    "lora_target_parameters", "the lengths of fused weights cannot be learned apart", "remove use_dora"
+                ),
+                Clash(
+                    "quantization_bit",
+                    "PEFT's DoRA cannot read 8-bit weights",
+                    "use 4 bits, or remove use_dora",
+                    values=(8,),
+                ),
+            ),
+        ),
+        Facts("rsLoRA", chosen_by=(("use_rslora", (True,)),), clashes=(LORA_ONLY,)),
+        Facts(
+            "LoRA on fused weights",
+            chosen_by=(("lora_target_parameters", ()),),
+            clashes=(
+                LORA_ONLY,
+                Clash("lora_dropout", "adapters of fused weights have no dropout", "set it to 0", allowed=(0,)),
+            ),
+        ),
+    ),
+)
 
 
 def apply(

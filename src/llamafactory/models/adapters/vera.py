@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from peft import PeftModel, TaskType, VeraConfig
 
+from llamafactory.facts import Facts
 from llamafactory.models.adapters._peft import apply_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory.config.run import RunConfig
+
+FACTS = Facts("VeRA")
 
 
 def apply(

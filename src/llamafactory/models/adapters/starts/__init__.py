@@ -1,9 +1,12 @@
 """Starts of LoRA's matrices. One file per value of `lora_init`.
 
-Every file defines `factors(weight, rank, scale, options) -> (A, B) | None` for a weight [out, in] in fp32, with A
-[rank, in] and B [out, rank] in fp32; None keeps PEFT's own (A uniform, B zero). A file may define `residual(weight,
-delta, rounding) -> weight`, what the base becomes when `delta = scale B A` is taken out of it and the rest is rounded;
-left out, it is `weight - delta`.
+Every file defines `factors(source, rank, scale, options) -> (A, B) | None` with A [rank, in] and B [out, rank] in fp32;
+None keeps PEFT's own (A uniform, B zero). The source is the weight [out, in] in fp32, or what `SOURCE` names: `shape`,
+a tensor [out, in] without values, or what is measured on the run's own data before training: `gradient`, the mean
+gradient [out, in] of the weight, or `inputs`, a summary [k, in] of the layer's inputs, made by the file's
+`fold(summary, inputs, rank) -> summary`. A file may define `residual(weight, delta, rounding) -> weight`, what the base
+becomes when `delta = scale B A` is taken out of it and the rest is rounded; left out, it is `weight - delta`. `FACTS`
+say what the start combines with.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from llamafactory.models.adapters.starts import StartOptions
 
+SOURCE = "shape"
 
-def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> None:
+
+def factors(shape: Tensor, rank: int, scale: float, options: StartOptions) -> None:
     """Leave the matrices as they are."""
-    del weight, rank, scale, options
+    del shape, rank, scale, options

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamafactory.facts import LORA_ONLY, Facts
 from llamafactory.models.adapters.starts import StartOptions
 
+FACTS = Facts("gaussian", chosen_by=(("lora_init", ("gaussian",)),), clashes=(LORA_ONLY,))
+SOURCE = "shape"
 
-def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
+
+def factors(shape: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] from the global random state."""
     del scale, options
-    return torch.randn(rank, weight.shape[1]) / rank, torch.zeros(weight.shape[0], rank)
+    return torch.randn(rank, shape.shape[1]) / rank, torch.zeros(shape.shape[0], rank)

@@ -8,10 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamafactory.facts import LORA_ONLY, WHOLE_BASE, Clash, Facts
 from llamafactory.models.adapters.starts import StartOptions
 from llamafactory.models.nf4 import round_to_nf4
 from llamafactory.models.quantization.bnb import round_as
 
+FACTS = Facts(
+    "LoftQ",
+    chosen_by=(("lora_init", ("loftq",)),),
+    clashes=(
+        LORA_ONLY,
+        *WHOLE_BASE,
+        Clash("quantization_bit", "LoftQ corrects 4-bit weights of bnb", "use bnb with 4 bits", allowed=(None, 4)),
+        Clash(
+            "quantization_method", "LoftQ corrects 4-bit weights of bnb", "use bnb with 4 bits", allowed=("bnb",),
+            when=(("quantization_bit", ()),),
+        ),
+        Clash("pissa_convert", "a rounded base is no plain base", "remove pissa_convert"),
+    ),
+)  # fmt: skip
 NUM_ALTERNATIONS = 4
 
 

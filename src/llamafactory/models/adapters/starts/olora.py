@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamafactory.facts import OUT_OF_THE_BASE, Facts
 from llamafactory.models.adapters.starts import StartOptions
+
+FACTS = Facts("OLoRA", chosen_by=(("lora_init", ("olora",)),), clashes=OUT_OF_THE_BASE)
 
 
 def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:

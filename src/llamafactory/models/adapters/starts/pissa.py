@@ -7,7 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamafactory.facts import OUT_OF_THE_BASE, Facts
 from llamafactory.models.adapters.starts import StartOptions
+
+FACTS = Facts("PiSSA", chosen_by=(("pissa_init", (True,)), ("lora_init", ("pissa",))), clashes=OUT_OF_THE_BASE)
 
 
 def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
