@@ -40,6 +40,10 @@ class Renderer(Protocol):
         """
         ...
 
+    def note(self, record: Record) -> str:
+        """What a user should know about how a record is rendered, or nothing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -69,6 +73,8 @@ class Encoder:
         encode = _ENCODERS.get(self.kind) or partial(_single, render=self._render_alone)
         examples = []
         for place, (record, turns) in enumerate(rendered):
+            if note := self.renderer.note(record):
+                report.note(note, record.source)
             example = encode(record, turns, self.limits)
             if example is not None and self.kind == "feedback":
                 example.columns |= _mismatched(turns, [] if len(rendered) == 1 else rendered[place - 1][1], self.limits)

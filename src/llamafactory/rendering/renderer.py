@@ -68,6 +68,10 @@ class Dialect(Protocol):
         """Write another last answer to the prompt just written."""
         ...
 
+    def note(self, conversation: Conversation) -> str:
+        """What a user should know about how a conversation is written, or nothing."""
+        ...
+
     def to_jinja(self) -> str:
         """The chat template that renders the same text."""
         ...
@@ -120,6 +124,23 @@ class Renderer:
         mode = Mode(train_on_prompt=train_on_prompt, mask_history=mask_history)
         with _collection_paused():
             return self._to_turns([self._draft(record, mode) for record in records])
+
+    def note(self, record: Record) -> str:
+        """What a user should know about how a record is rendered, one sentence for all records of its kind, or nothing.
+
+        For parts of it without effect, and thoughts that the tokenizer's own template cannot keep apart from text.
+        """
+        if isinstance(record, Text):
+            return ""
+        if isinstance(record, Conversation):
+            return self.dialect.note(record)
+        talk = record.prompt if isinstance(record, Preference) else record.conversation
+        if any(message.loss is not None for message in talk.messages):
+            return (
+                "`loss` and `weight` of messages have no effect here, because whole answers are compared, judged or "
+                "made; only supervised fine-tuning (stage: sft) weighs messages"
+            )
+        return self.dialect.note(talk)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids of a conversation that ends with a user message or tool result, up to where the answer begins."""
