@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
-from llamafactory.rendering.calls import ToolCall
+from llamafactory.rendering.calls import ToolCall, read_tools
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.from_tokenizer import TokenizerDialect
 from llamafactory.rendering.layout import Draft, Layout, Segment, to_turns
@@ -152,9 +152,13 @@ class Renderer:
         drafts = self._layout(conversation, Mode(single_turn=True, generation=generation))
         return "".join(self._spell(item) for draft in drafts for item in (*draft.source, *draft.target))
 
-    def parse_tools(self, text: str) -> list[ToolCall] | str:
-        """The tool calls a model wrote, or the text itself when it holds none or a broken one."""
-        return load_tool_format(self.tool_format).parse_calls(text) or text
+    def parse_tools(self, text: str, tools: str = "") -> list[ToolCall] | str:
+        """The tool calls a model wrote, or the text itself when it holds none or a broken one.
+
+        tools: JSON text of the schemas the model was told of (`Conversation.tools`); arguments that a format writes
+        without quotes are then read as the types they declare. Raises DataError when it is no list of schemas.
+        """
+        return load_tool_format(self.tool_format).parse_calls(text, read_tools(tools, "")) or text
 
     def to_jinja(self) -> str:
         """A chat template for transformers and serving engines that renders the text this renderer tokenizes."""
