@@ -1,8 +1,9 @@
 """Calls whose arguments each stand between tags: writing them, reading them, and the Jinja that writes them.
 
 Text is written as it is and other values as JSON, so on reading, text that spells a JSON value becomes that value,
-unless the tools are known and declare a text (see `declared_types.py`). A value ends at the first closing tag that another tag
-of the call follows, so it may hold the format's own tags, though not such a pair. Knows no format's tags (see `tools/`).
+unless the tools are known and declare a text (see `declared_types.py`). A value ends at the first closing tag that
+another tag of the call follows, so it may hold the format's own tags, though not such a pair. Knows no format's tags
+(see `tools/`).
 """
 
 from __future__ import annotations
