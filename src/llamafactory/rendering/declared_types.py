@@ -36,11 +36,12 @@ def fit(text: str, value: object, schema: Mapping[str, object] | None) -> object
 
 def _properties(tool: Schema) -> Parameters:
     parameters = unwrap(tool).get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    if not isinstance(properties, Mapping):
+    if not isinstance(parameters, Mapping):
         return {}
-    definitions = parameters.get("$defs") or parameters.get("definitions")  # type: ignore[union-attr]
-    return {name: _resolve(schema, definitions) for name, schema in properties.items() if isinstance(schema, Mapping)}
+    properties = parameters.get("properties")
+    definitions = parameters.get("$defs") or parameters.get("definitions")
+    named = properties.items() if isinstance(properties, Mapping) else ()
+    return {name: _resolve(schema, definitions) for name, schema in named if isinstance(schema, Mapping)}
 
 
 def _resolve(schema: Mapping[str, object], definitions: object) -> Mapping[str, object]:
