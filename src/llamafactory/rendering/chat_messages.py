@@ -77,7 +77,7 @@ class ChatForm:
         for index, message in enumerate(conversation.messages):
             put = writer(index)
             if message.role == "function":
-                messages.append(self._calls(message, conversation.source, put, style))
+                messages.append(self._calls(message, conversation.source, put))
             elif message.role == "assistant":
                 messages.append(self._answer(message, put, style))
             else:
@@ -119,7 +119,7 @@ class ChatForm:
             return {"role": "assistant", "content": content, **({self.answer_field: thought} if thought else {})}
         return {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n\n{content}"}
 
-    def _calls(self, message: Message, source: str, put: Put, style: str) -> dict[str, object]:
+    def _calls(self, message: Message, source: str, put: Put) -> dict[str, object]:
         """A message with calls; `put` marks its texts and the names of its calls."""
         parts, before, calls = read_calls(message, source)
         written: dict[str, object] = {"role": "assistant"}
