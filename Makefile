@@ -40,7 +40,7 @@ test-quick: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(TEST_ARGS)
 
 test-extras: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bitsandbytes]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bitsandbytes,hqq]"
 	$(BIN)/python -m pytest -n auto --dist loadfile -m extra $(TEST_ARGS)
 
 check: lint types layers test-quick

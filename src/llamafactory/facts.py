@@ -77,6 +77,16 @@ ADAMW_ONLY = Clash(
 )
 """The clash of an optimizer that replaces `optim`."""
 
+PACKED_WEIGHTS = Clash("fsdp", "its packed weights cannot be sharded", "train without fsdp, or use 4-bit bnb")
+"""The clash of a quantization whose weights only fit together as a whole."""
+
+READ_ONLY = Clash(
+    "quantization_bit",
+    "this format is only read from a checkpoint",
+    "use bnb, hqq, eetq or torchao, or remove quantization_bit",
+)
+"""The clash of a quantization that cannot be made while loading."""
+
 
 def updates_in_backward(when: tuple[Setting, ...] = ()) -> tuple[Clash, ...]:
     """Clashes of an optimizer that updates each weight within the backward pass, while one of the settings holds."""
@@ -104,6 +114,8 @@ _NAMES: dict[str, object] = {
     "WHOLE_WEIGHTS": WHOLE_WEIGHTS,
     "FULL_WEIGHTS": FULL_WEIGHTS,
     "ADAMW_ONLY": ADAMW_ONLY,
+    "PACKED_WEIGHTS": PACKED_WEIGHTS,
+    "READ_ONLY": READ_ONLY,
 }
 
 

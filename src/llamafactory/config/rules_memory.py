@@ -9,9 +9,7 @@ from pathlib import Path
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
-from llamafactory.config.violation import Rule, Violation
-
-BITS = {"bnb": {4, 8}, "hqq": {1, 2, 3, 4, 5, 6, 8}, "eetq": {8}}
+from llamafactory.config.violation import Rule, Violation, value_of
 
 
 def zero_stage(config: RunConfig) -> int | None:
@@ -53,23 +51,11 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
     bits, method = config.quantization.quantization_bit, config.quantization.quantization_method
     if bits is None:
         return
-    keys = ("quantization_bit", "quantization_method")
-    if method not in BITS:
-        yield Violation(keys, "this format is only read from a checkpoint", "use bnb, hqq or eetq, or remove the bits")
-    elif bits not in BITS[method]:
-        yield Violation(keys, f"{method} has {', '.join(map(str, sorted(BITS[method])))} bits", "choose one of these")
-    if config.finetuning.finetuning_type not in ADAPTER_METHODS:
+    if config.finetuning.finetuning_type not in ADAPTER_METHODS and not config.quantization.quantization_aware:
         yield Violation(
             ("quantization_bit", "finetuning_type"), "quantized weights cannot learn", "set finetuning_type to lora"
         )
-    if config.vocab.resize_vocab:
-        yield Violation(("quantization_bit", "resize_vocab"), "quantized embeddings cannot grow", "remove one of them")
-    if len(config.model.adapter_name_or_path) > 1:
-        yield Violation(
-            ("adapter_name_or_path", "quantization_bit"),
-            "adapters cannot be merged into quantized weights",
-            "give one adapter",
-        )
+    yield from _adapters_on_quantized(config)
     if config.lora.create_new_adapter and config.model.adapter_name_or_path:
         yield Violation(
             ("create_new_adapter", "quantization_bit"),
@@ -78,6 +64,53 @@ def quantization_limits(config: RunConfig) -> Iterator[Violation]:
         )
     if config.lora.use_dora and method != "bnb":
         yield Violation(("use_dora", "quantization_method"), "DoRA reads bnb weights only", "use bnb")
+
+
+def _adapters_on_quantized(config: RunConfig) -> Iterator[Violation]:
+    """One adapter stays beside quantized weights; none is merged into them, nor are several."""
+    keys, why = ("adapter_name_or_path", "quantization_bit"), "adapters cannot be merged into quantized weights"
+    if config.command == "export" and config.model.adapter_name_or_path:
+        yield Violation(keys, why, "remove quantization_bit to merge into the plain ones")
+    elif len(config.model.adapter_name_or_path) > 1:
+        yield Violation(keys, why, "give one adapter, or merge the others with `export` first")
+
+
+def quantized_companions(config: RunConfig) -> Iterator[Violation]:
+    """The quantized reference and reward models, too, carry one adapter at most."""
+    for bits, adapters, named in (
+        ("ref_model_quantization_bit", "ref_model_adapters", config.preference.ref_model_adapters),
+        ("reward_model_quantization_bit", "reward_model_adapters", config.ppo.reward_model_adapters),
+    ):
+        if value_of(config, bits) is not None and len(named) > 1 and config.command in TRAIN:
+            yield Violation(
+                (adapters, bits),
+                "adapters cannot be merged into quantized weights",
+                "give one adapter, or merge the others with `export` first",
+            )
+
+
+def torchao_training(config: RunConfig) -> Iterator[Violation]:
+    """On torchao weights adapters learn in 8 bits; whole weights learn in view of the rounding."""
+    quantization, method = config.quantization, config.finetuning.finetuning_type
+    chosen = quantization.quantization_method == "torchao" and quantization.quantization_bit is not None
+    if config.command not in TRAIN or not config.training.do_train:
+        return
+    if quantization.quantization_aware and not chosen:
+        yield Violation(
+            ("quantization_aware", "quantization_method"),
+            "only torchao rounds weights while they learn",
+            "set quantization_method to torchao and quantization_bit to 4 or 8",
+        )
+    elif quantization.quantization_aware and method not in {"full", "freeze"}:
+        yield Violation(
+            ("quantization_aware", "finetuning_type"), "it trains whole weights", "set finetuning_type to full"
+        )
+    elif chosen and not quantization.quantization_aware and quantization.quantization_bit != 8:
+        yield Violation(
+            ("quantization_bit", "quantization_method"),
+            "adapters learn on torchao weights of 8 bits only",
+            "set quantization_bit to 8, or use bnb",
+        )
 
 
 def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
@@ -105,6 +138,26 @@ def fp8_limits(config: RunConfig) -> Iterator[Violation]:
         yield Violation(("fp8", "stage"), "only stages pt and sft compute in FP8", "remove fp8")
 
 
+def sharded_predictions(config: RunConfig) -> Iterator[Violation]:
+    """Answers are generated by a whole model."""
+    training = config.training
+    if not training.fsdp and zero_stage(config) != 3:
+        return
+    key = "fsdp" if training.fsdp else "deepspeed"
+    if training.do_predict and config.finetuning.stage != "rm":
+        yield Violation(
+            ("do_predict", key),
+            "answers need whole weights, and this run spreads them",
+            "set do_predict to false and use the command predict afterwards",
+        )
+    elif training.predict_with_generate:
+        yield Violation(
+            ("predict_with_generate", key),
+            "answers need whole weights, and this run spreads them",
+            "remove predict_with_generate",
+        )
+
+
 def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     """ZeRO-3 spreads every weight, so nothing may need a whole one at the start."""
     if zero_stage(config) != 3:
@@ -112,7 +165,7 @@ def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     for key, on in (
         ("pissa_init" if config.lora.pissa_init else "lora_init", config.lora.changes_base),
         ("use_unsloth", config.compute.use_unsloth),
-        ("predict_with_generate", config.training.predict_with_generate),
+        ("quantization_bit", config.quantization.quantization_bit == 8),
     ):
         if on:
             yield Violation((key, "deepspeed"), "it needs whole weights, and ZeRO-3 spreads them", f"remove {key}")
@@ -132,8 +185,11 @@ RULES: tuple[Rule, ...] = (
     deepspeed_file_exists,
     one_precision,
     quantization_limits,
+    quantized_companions,
+    torchao_training,
     quantization_device_map,
     fp8_limits,
+    sharded_predictions,
     sharded_weights,
     unsloth_limits,
 )

@@ -11,6 +11,8 @@ from llamafactory.config.section import INFER
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
+_ENGINES = (*INFER, "predict")
+
 
 def needs_a_model(config: RunConfig) -> Iterator[Violation]:
     """Everything but a look at the data starts from a model."""
@@ -48,8 +50,8 @@ def needs_updates(config: RunConfig) -> Iterator[Violation]:
 def needs_an_output_folder(config: RunConfig) -> Iterator[Violation]:
     """A run that writes something says where."""
     training = config.training
-    writes = training.do_train or training.evaluates or training.do_predict
-    if config.command == "train" and writes and training.output_dir is None:
+    writes = config.command == "predict" or training.do_train or training.evaluates or training.do_predict
+    if config.command in {"train", "predict"} and writes and training.output_dir is None:
         yield Violation(("output_dir",), "the run has no folder to write to", "give a folder of its own to every run")
 
 
@@ -83,7 +85,7 @@ def adapters_need_an_adapter_method(config: RunConfig) -> Iterator[Violation]:
 
 def engine_fits_the_command(config: RunConfig) -> Iterator[Violation]:
     """Training and benchmarks run on the plain engine."""
-    if config.command not in INFER and config.model.infer_backend != "huggingface":
+    if config.command not in _ENGINES and config.model.infer_backend != "huggingface":
         yield Violation(
             ("infer_backend",), f"the command {config.command!r} has one engine", "set infer_backend to huggingface"
         )
@@ -91,7 +93,7 @@ def engine_fits_the_command(config: RunConfig) -> Iterator[Violation]:
 
 def vllm_limits(config: RunConfig) -> Iterator[Violation]:
     """What vLLM cannot do with our options."""
-    if config.command not in INFER or config.model.infer_backend != "vllm":
+    if config.command not in _ENGINES or config.model.infer_backend != "vllm":
         return
     if config.finetuning.stage != "sft":
         yield Violation(("stage", "infer_backend"), "vLLM only answers with sft models", "set stage to sft")
@@ -107,8 +109,8 @@ def vllm_limits(config: RunConfig) -> Iterator[Violation]:
         )
 
 
-def gptq_export(config: RunConfig) -> Iterator[Violation]:
-    """Quantizing while exporting needs text to calibrate on, and a merged model."""
+def quantized_export(config: RunConfig) -> Iterator[Violation]:
+    """Quantizing while exporting needs text to calibrate on, and a merged model in plain weights."""
     if config.command != "export" or config.export.export_quantization_bit is None:
         return
     if config.export.export_quantization_dataset is None:
@@ -122,6 +124,16 @@ def gptq_export(config: RunConfig) -> Iterator[Violation]:
             ("adapter_name_or_path", "export_quantization_bit"),
             "an adapter cannot be merged into quantized weights",
             "export the merged model first, then quantize that",
+        )
+    if config.quantization.quantization_bit is not None:
+        yield Violation(
+            ("quantization_bit", "export_quantization_bit"), "weights are quantized once", "remove quantization_bit"
+        )
+    if config.export.export_quantization_method == "awq" and config.export.export_quantization_bit != 4:
+        yield Violation(
+            ("export_quantization_bit", "export_quantization_method"),
+            "awq has 4 bits",
+            "set the bits to 4, or use gptq",
         )
 
 
@@ -147,6 +159,6 @@ RULES: tuple[Rule, ...] = (
     adapters_need_an_adapter_method,
     engine_fits_the_command,
     vllm_limits,
-    gptq_export,
+    quantized_export,
     media_limits,
 )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+PLAIN_SIZE = "plain_size"
+"""Attribute of a packed parameter: how many weights lie in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
@@ -28,6 +31,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def _full_size(parameter: nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose 4-bit weights lie two in a byte
+    if packed is not None:
+        return int(packed.shape.numel())
+    if hasattr(parameter, PLAIN_SIZE):
+        return int(getattr(parameter, PLAIN_SIZE))
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty local tensor
 
 

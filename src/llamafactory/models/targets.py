@@ -43,7 +43,7 @@ def target_modules(
 
 
 def _named_modules(model: PreTrainedModel, wanted: tuple[str, ...], key: str) -> list[str]:
-    modules = dict(model.named_modules())
+    modules, linear = dict(model.named_modules()), set(linear_modules(model))  # packed ones may have no `weight`
     found: list[str] = []
     head = tied_head(model)
     shared = [name for name in wanted if head is not None and name in (head, *embedding_names(model))]
@@ -61,7 +61,7 @@ def _named_modules(model: PreTrainedModel, wanted: tuple[str, ...], key: str) ->
                 f"{did_you_mean(target, known)}"
             )
         found.extend(matches)
-        unfit = next((name for name in matches if not hasattr(modules[name], "weight")), None)
+        unfit = next((name for name in matches if not (hasattr(modules[name], "weight") or name in linear)), None)
         if unfit is not None:
             inner = sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model) if name.startswith(f"{unfit}.")})
             raise ConfigError(

@@ -28,11 +28,13 @@ from llamafactory.models.build import reload_model
 from llamafactory.models.hub import is_local
 from llamafactory.models.load import LoadedModel, load_model, stored_value_head
 from llamafactory.models.merge import TOLERANCE, merge_adapters, observe, verify_merge
+from llamafactory.models.packing import Samples, Target
 from llamafactory.models.record import BaseRecord, read_record
-from llamafactory.models.save import SaveOptions, save_model
+from llamafactory.models.save import SaveOptions, save_model, save_tokenizer
 from llamafactory.models.value_head import save_value_head
 from llamafactory.recipes.card import write_model_card
 from llamafactory.recipes.modelfile import build_modelfile
+from llamafactory.recipes.quantized_export import prepare_packing, refuse_packed, write_quantized
 from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Conversation, Message
 from llamafactory.rendering.renderer import Renderer
@@ -66,11 +68,13 @@ def run_export(source: RunConfig | Mapping[str, object]) -> Path:
     refuse_unavailable(config, "export")
     target = _target(config)
     bundle, renderer = load_renderer(config)
+    samples = prepare_packing(config, bundle.tokenizer)
     loaded = load_model(config, bundle, trainable=False, merge=False)
+    refuse_packed(loaded.model, config)
     _refuse_other_base(config, loaded.record)
     head = stored_value_head(config)
     with _staged(target) as folder:
-        _write(loaded, bundle.tokenizer, renderer, folder, config)
+        _write(loaded, bundle.tokenizer, renderer, folder, config, samples=samples)
         if head is not None:
             save_value_head(head.state, folder)
         _write_companions(folder, config, renderer)
@@ -152,8 +156,10 @@ def _write(
     renderer: Renderer,
     folder: Path,
     config: RunConfig,
+    *,
+    samples: Samples,
 ) -> None:
-    """Merge, save, read back, compare."""
+    """Merge or quantize, save, read back, compare."""
     probe_ids = _probe_ids(tokenizer, renderer)
     options = SaveOptions(
         max_shard_gb=float(config.export.export_size),
@@ -161,7 +167,11 @@ def _write(
         chat_template=renderer.to_jinja(),
         padding_side="left",
     )
-    if isinstance(loaded.model, PeftModel):
+    if config.export.export_quantization_bit is not None:
+        aim = Target(loaded.record, options)
+        write_quantized(loaded.model, folder, config, samples=samples, target=aim, probe_ids=probe_ids)
+        save_tokenizer(tokenizer, folder, options)
+    elif isinstance(loaded.model, PeftModel):
         probe = observe(loaded.model, probe_ids)
         model = merge_adapters(loaded.model)
         save_model(model, tokenizer, folder, record=loaded.record, options=options)

@@ -14,9 +14,14 @@ class ExportConfig(Section):
     export_size: Positive = option(5, "Largest weight file.", unit="GB")
     export_device: Literal["cpu", "auto"] = option("cpu", "Where adapters are merged: CPU memory, or any accelerator.")
     export_quantization_bit: Literal[2, 3, 4, 8] | None = option(
-        None, "GPTQ width of the exported weights.", unit="bits"
+        None, "Width of the exported weights; left out means no quantization.", unit="bits"
     )
-    export_quantization_dataset: str | None = option(None, "Calibration text for GPTQ: a file or a hub data set.")
+    export_quantization_method: Literal["gptq", "awq"] = option(
+        "gptq", "Format of quantized weights; awq has 4 bits and is made on a GPU only."
+    )
+    export_quantization_dataset: str | None = option(
+        None, "Calibration text: a file, a folder or a hub data set, with documents under the key text."
+    )
     export_quantization_nsamples: Positive = option(128, "Calibration samples.", unit="samples")
     export_quantization_maxlen: Positive = option(1024, "Length of a calibration sample.", unit="tokens")
     export_legacy_format: bool = option(False, "Accepted for compatibility; weights are always safetensors.")
