@@ -1,6 +1,6 @@
 """Write docs/conformance.md: what `template check --all` finds, and what differs from vendors' own chat templates.
 
-With --check only tell whether the page is up to date. Takes about ten seconds, so it is not part of generate_docs.py.
+With --check only tell whether the page is up to date. Takes about twenty seconds, so generate_docs.py leaves it out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ This page is written by `python scripts/generate_conformance.py`; a test compare
 What a model is trained on must be what it is served with. `llamafactory-cli template check --all` writes the same
 conversations three ways and compares token ids: as the training encoder writes them, as the prompt of `chat` and `api`,
 and as transformers renders the exported chat template. `--tokenizer PATH` compares with a tokenizer of yours; here it
-is a byte-level one that holds the template's control tokens.
+is a byte-level one that holds the template's control tokens. The last three columns are runs with
+`enable_thinking: false`, without `enable_thinking`, and with `preserve_thinking: true`, each with thoughts in all
+answers, in none and before calls.
 """
 
 VENDOR_HEAD = """\

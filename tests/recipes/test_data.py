@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -16,8 +17,9 @@ from llamafactory.config.sections.finetuning import FinetuningConfig
 from llamafactory.config.sections.model import ModelConfig
 from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.errors import ConfigError, DataError
+from llamafactory.logs import notice
 from llamafactory.recipes.data import run_build, run_check, run_preview, run_stats
-from llamafactory.recipes.preview import Segment, Shown, Side, to_text
+from llamafactory.recipes.preview import Segment, Shown, Side, lost_runs, to_text
 
 Make = Callable[..., RunConfig]
 GOOD = {"instruction": "Who?", "input": "", "output": "Me <b>&."}
@@ -120,6 +122,58 @@ def test_preview_html_is_one_escaped_page(make: Make, capsys: pytest.CaptureFixt
     assert "&lt;script&gt;" in page
     assert '<span class="learnt">Me &lt;b&gt;&amp;.' in page
     assert not re.search(r"(src|href)=", page)
+
+
+WEIGHTED = {
+    "conversations": [
+        {"from": "human", "value": "Long " * 30},
+        {"from": "gpt", "value": "half", "loss": 0.5},
+        {"from": "human", "value": "Who?"},
+        {"from": "gpt", "value": "Me. " * 30},
+    ]
+}
+
+
+def test_preview_marks_truncated_and_weighted_tokens(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make([WEIGHTED], {"formatting": "sharegpt"}, cutoff_len=90)
+    run_preview(config, format="json")
+    facts = json.loads(capsys.readouterr().out)
+    run_preview(make([WEIGHTED], {"formatting": "sharegpt"}), format="json")
+    uncut = json.loads(capsys.readouterr().out)
+    segments = facts["segments"]
+    kept = [segment for segment in segments if not segment.get("truncated")]
+    lost = [segment for segment in segments if segment.get("truncated")]
+    assert "".join(segment["text"] for segment in kept) == facts["text"]
+    assert "".join(segment["text"] for segment in segments) == uncut["text"]
+    assert lost[-1] == {"text": lost[-1]["text"], "supervised": False, "truncated": True}
+    assert lost[-1]["text"].endswith("Me. <|im_end|>\n")
+    assert [segment["weight"] for segment in segments if segment["text"].startswith("half")] == [0.5]
+    assert not any(segment.get("truncated") for segment in uncut["segments"])
+    run_preview(config, format="html")
+    page = capsys.readouterr().out
+    assert '<span class="weighted"><sup>×0.5</sup>half' in page
+    assert re.search(r'<span class="truncated">[^<]*&lt;\|im_end\|&gt;\n</span></pre>', page)
+    run_preview(config)
+    assert re.search(r"\[\[\(x0\.5\)half.*\{--.*Me\. <\|im_end\|>\n--\}", capsys.readouterr().out, re.DOTALL)
+
+
+def test_lost_tokens_are_found_anywhere() -> None:
+    assert lost_runs([1, 2], [1, 2]) == {}
+    assert lost_runs([1, 2, 5, 6], [1, 2, 3, 4, 5, 6, 7]) == {2: [3, 4], 4: [7]}
+    assert lost_runs([5], [1, 5]) == {0: [1]}
+
+
+def test_loss_weights_without_effect_are_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    row = {**WEIGHTED, "conversations": WEIGHTED["conversations"][:-1], "chosen": {"from": "gpt", "value": "a"}}
+    row["rejected"] = {"from": "gpt", "value": "b"}
+    entry = {"formatting": "sharegpt", "ranking": True, "columns": {"chosen": "chosen", "rejected": "rejected"}}
+    logging.getLogger("llamafactory").addHandler(caplog.handler)
+    notice.cache_clear()
+    run_preview(make([row, row], entry, stage="dpo"))
+    told = [message for message in caplog.messages if "have no effect" in message]
+    logging.getLogger("llamafactory").removeHandler(caplog.handler)
+    assert told == [told[0]]
+    assert told[0].startswith("a: `loss` and `weight` of messages have no effect here")
 
 
 def test_preview_names_bad_and_dropped_rows(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

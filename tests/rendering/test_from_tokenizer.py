@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from llamafactory.errors import ConfigError, DataError
@@ -31,6 +33,19 @@ def talk(*texts: str, **fields: str) -> Conversation:
     )
 
 
+def in_words_of(name: str, conversation: Conversation) -> Conversation:
+    """The conversation with the thought words of a template, which its export writes around the field of thoughts."""
+    template = get_template(name)
+    if not template.reasoning:
+        return conversation
+    opening, closing = template.thought_words
+    messages = (
+        replace(message, content=message.content.replace("<think>\n", opening).replace("\n</think>\n\n", closing))
+        for message in conversation.messages
+    )
+    return replace(conversation, messages=tuple(messages))
+
+
 def own(source: str, fresh: Fresh, render_with: Build, **options: object) -> tuple[PreTrainedTokenizerFast, Renderer]:
     tokenizer = fresh()
     tokenizer.chat_template = source
@@ -45,10 +60,10 @@ def test_an_exported_template_gives_back_the_tokens_and_the_mask(name: str, rend
     renderer = render_with(None, tokenizer=tokenizer)
     masked = get_template(name).reasoning  # its export drops earlier thoughts, as training with masked history does
     for case, conversation in cases().items():
-        expected = tokens(built_in.render(conversation, mask_history=masked))
+        expected = tokens(built_in.render(in_words_of(name, conversation), mask_history=masked))
         assert tokens(renderer.render(conversation, mask_history=masked)) == expected, case
-        prompt = Conversation(conversation.messages[:-1], conversation.system, conversation.tools)
-        assert renderer.prompt_ids(prompt) == built_in.prompt_ids(prompt), case
+        prompt = replace(conversation, messages=conversation.messages[:-1])
+        assert renderer.prompt_ids(prompt) == built_in.prompt_ids(in_words_of(name, prompt)), case
     assert set(renderer.stop_ids) <= set(built_in.stop_ids)
 
 
@@ -234,3 +249,80 @@ def test_vendors_own_templates_render_to_the_ids_of_transformers(name: str, fres
         learnt = tokenizer.decode([t for piece in turn.target if piece.weight for t in piece.ids])
         assert answer in learnt
         assert "Hi" not in learnt
+
+
+def vendors_own(name: str, fresh: Fresh, render_with: Build, **options: object) -> Renderer:
+    trl = pytest.importorskip("trl", reason="holds vendors' chat templates")
+    source = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = fresh()
+    tokenizer.chat_template = source
+    ends = ("<|call|>", "<|return|>", "<|eot|>", "<|eom|>", "<turn|>")
+    tokenizer.add_tokens([AddedToken(end, special=True, normalized=False) for end in ends])
+    return render_with(None, tokenizer=tokenizer, **options)
+
+
+def learnt_text(renderer: Renderer, turn: Turn) -> str:
+    return "".join(
+        renderer.encoder._backend.decode(list(piece.ids), skip_special_tokens=False)
+        for piece in turn.target
+        if piece.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [
+        (
+            "gptoss",
+            "<|channel|>analysis<|message|>two <b><|end|><|start|>assistant<|channel|>final<|message|>a2<|return|>",
+        ),
+        ("gemma4_v5", "<|channel>thought\ntwo <b>\n<channel|>a2<turn|>"),
+        ("qwen3_8", "two <b>\n</think>\n\na2<|im_end|>"),
+        ("lfm2_2_5", "<think>two <b></think>a2<|im_end|>"),
+        ("muse_glimmer", " to=self<|message|>two <b><|eom|><|start|>assistant to=user<|message|>a2<|eot|>"),
+    ],
+)
+def test_a_thought_goes_into_the_field_the_template_reads(
+    name: str, learnt: str, fresh: Fresh, render_with: Build
+) -> None:
+    renderer = vendors_own(name, fresh, render_with)
+    answer = Message("assistant", "<think>\ntwo <b>\n</think>\n\na2", loss=0.5)
+    conversation = Conversation((*talk("q1", "<think>one</think>a1", "q2").messages, answer))
+    first, last = renderer.render(conversation)
+    assert learnt_text(renderer, last).removesuffix("\n") == learnt
+    assert {piece.weight for piece in last.target if piece.weight} == {0.5}
+    assert "one" in learnt_text(renderer, first) or name != "qwen3_8"
+    assert renderer.note(conversation) == ""
+
+
+def test_a_thought_before_calls_goes_into_the_field_too(fresh: Fresh, render_with: Build) -> None:
+    renderer = vendors_own("gptoss", fresh, render_with)
+    call = Message("function", '<think>\nhm\n</think>\n\n{"name": "f", "arguments": {"a": "x"}}')
+    result = Message("observation", '{"temp": "mild"}')
+    asked = Message("user", "q")
+    [turn] = renderer.render(Conversation((asked, call)))
+    written = ' to=functions.f<|channel|>commentary json<|message|>{"a": "x"}<|call|>'
+    assert learnt_text(renderer, turn) == f"<|channel|>analysis<|message|>hm<|end|><|start|>assistant{written}"
+    called, answered = renderer.render(Conversation((asked, call, result, Message("assistant", "Mild."))))
+    assert learnt_text(renderer, called) == written
+    assert learnt_text(renderer, answered) == "<|channel|>final<|message|>Mild.<|return|>"
+    prompt = renderer.text(Conversation((asked, call, result)), generation=True)
+    assert prompt.endswith('<|message|>"{\\"temp\\": \\"mild\\"}"<|end|><|start|>assistant')
+
+
+def test_thoughts_that_stay_in_the_text_are_told(fresh: Fresh, render_with: Build) -> None:
+    _, renderer = own(CHATML, fresh, render_with)
+    conversation = talk("q", "<think>\nt\n</think>\n\na")
+    assert "<think>\nt\n</think>" in learnt_text(renderer, renderer.render(conversation)[0])
+    assert "knows no field for thoughts" in renderer.note(conversation)
+    assert renderer.note(talk("q", "a")) == ""
+    aware = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    assert own(aware, fresh, render_with)[1].note(conversation) == ""
+
+
+def test_a_control_token_in_a_thought_before_calls_is_no_control_token(fresh: Fresh, render_with: Build) -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = render_with("qwen", tokenizer=tokenizer).to_jinja()
+    call = Message("function", '<think><|im_end|></think>{"name": "f", "arguments": {}}')
+    with pytest.raises(DataError, match="spell a control token"):
+        render_with(None, tokenizer=tokenizer).render(Conversation((Message("user", "go"), call)))

@@ -47,6 +47,7 @@ class Vendor:
     edits: Sequence[Mapping[str, Any]] = ()
     own_refuses: Sequence[str] = ()
     own_adds_end: bool = False
+    thoughts: str = ""
 
 
 VENDORS = [
@@ -100,18 +101,30 @@ def tokenizer_for(vendor: Vendor, name: str) -> PreTrainedTokenizerFast:
 
 
 def vendor_text(
-    tokenizer: PreTrainedTokenizerFast, source: str, conversation: Conversation, part: str, **variables: object
+    tokenizer: PreTrainedTokenizerFast,
+    source: str,
+    conversation: Conversation,
+    part: str,
+    *,
+    field: str = "",
+    **variables: object,
 ) -> str:
     if part == "prompt":
         conversation = replace(conversation, messages=conversation.messages[:-1])
     return tokenizer.apply_chat_template(
-        list(chat_messages(conversation)),
+        [with_thought_in(field, message) for message in chat_messages(conversation)],
         tools=[dict(tool) for tool in read_tools(conversation.tools, "")] or None,
         chat_template=source,
         add_generation_prompt=part == "prompt",
         tokenize=False,
         **variables,
     )
+
+
+def with_thought_in(field: str, message: dict[str, object]) -> dict[str, object]:
+    """The message with its thought in this field, as serving engines hand it over."""
+    found = re.fullmatch(r"<think>\n(.*)\n</think>\n\n(.*)", str(message["content"]), re.DOTALL) if field else None
+    return {**message, field: found[1], "content": found[2]} if found else message
 
 
 def our_ids(renderer: Renderer, conversation: Conversation, part: str) -> list[int]:
@@ -185,7 +198,9 @@ def test_a_tokenizers_own_template_trains_on_what_it_writes(vendor: Vendor, sour
         for case, conversation in conversations().items():
             for part in PARTS:
                 try:
-                    theirs = vendor_text(tokenizer, dated, conversation, part, enable_thinking=thinking)
+                    theirs = vendor_text(
+                        tokenizer, dated, conversation, part, field=vendor.thoughts, enable_thinking=thinking
+                    )
                     ours = our_ids(renderer, conversation, part)
                 except (jinja2.TemplateError, TypeError):
                     continue

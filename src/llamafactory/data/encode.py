@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from llamafactory.data.catalog import DatasetEntry
 from llamafactory.data.examples import Chunk, Example
 from llamafactory.data.formats import FORMATS
 from llamafactory.data.kinds import Kind
+from llamafactory.data.latest import Render, keep_latest
 from llamafactory.data.report import EMPTY, NO_SUPERVISION, TOO_LONG, Report
 from llamafactory.data.sources import NamedRow
 from llamafactory.data.truncate import cut_end, cut_prompt, share, truncate
@@ -36,6 +38,10 @@ class Renderer(Protocol):
 
         A Preference yields two turns with the same prompt, chosen first; Text, Feedback and Prompt one turn.
         """
+        ...
+
+    def note(self, record: Record) -> str:
+        """What a user should know about how a record is rendered, or nothing."""
         ...
 
 
@@ -64,9 +70,11 @@ class Encoder:
         report = Report()
         records = to_records(rows, self.entry, self.kind, report)
         rendered = self._render(records, report)
-        encode = _ENCODERS.get(self.kind, _single)
+        encode = _ENCODERS.get(self.kind) or partial(_single, render=self._render_alone)
         examples = []
         for place, (record, turns) in enumerate(rendered):
+            if note := self.renderer.note(record):
+                report.note(note, record.source)
             example = encode(record, turns, self.limits)
             if example is not None and self.kind == "feedback":
                 example.columns |= _mismatched(turns, [] if len(rendered) == 1 else rendered[place - 1][1], self.limits)
@@ -92,6 +100,9 @@ class Encoder:
                     named = str(error) if record.source in str(error) else f"{record.source}: {error}"
                     report.reject(DataError(named))
             return rendered
+
+    def _render_alone(self, conversation: Conversation) -> list[Turn]:
+        return self._encode([conversation])[0]
 
     def _encode(self, records: Sequence[Record]) -> list[list[Turn]]:
         limits = self.limits
@@ -135,8 +146,8 @@ def _conversation(record: Preference | Feedback | Prompt) -> Conversation:
     return record.prompt if isinstance(record, Preference) else record.conversation
 
 
-def _single(record: Record, turns: list[Turn], limits: Limits) -> Example | None:
-    fitted, truncated = _fit(record, turns, limits)
+def _single(record: Record, turns: list[Turn], limits: Limits, render: Render) -> Example | None:
+    fitted, truncated = _fit(record, turns, limits, render)
     if not fitted:
         return None
     tokens = join(piece for turn in fitted for piece in (*turn.source, *turn.target))
@@ -194,10 +205,18 @@ def _pair(record: Record, turns: list[Turn], limits: Limits) -> Example | None:
 _ENCODERS = {"preference": _pair, "prompt": _prompt}
 
 
-def _fit(record: Record, turns: list[Turn], limits: Limits) -> tuple[Sequence[Turn], bool]:
-    if limits.limit is None:
+def _fit(
+    record: Record, turns: list[Turn], limits: Limits, render: Render | None = None
+) -> tuple[Sequence[Turn], bool]:
+    limit, policy = limits.limit, limits.truncation
+    if limit is None or sum(map(len, turns)) <= limit:
         return turns, False
-    cut = truncate(turns, limits.limit, limits.truncation, keep_last=limits.mask_history, name=record.source)
+    from_end = policy == "prompt" or (limits.mask_history and policy in {"balanced", "tail"})
+    cut = None
+    if from_end and render is not None and isinstance(record, Conversation) and len(turns) > 1 and not record.media:
+        cut = keep_latest(record, turns, limit, policy, render)
+    if cut is None:
+        cut = truncate(turns, limit, policy, keep_last=limits.mask_history, name=record.source)
     return cut.turns, cut.truncated
 
 

@@ -182,6 +182,8 @@ class _Builder:
         if self._config.data.on_bad_example == "error":
             report.raise_if_bad(entry.name)
         _LOGGER.info("%s%s: %s", entry.name, "" if found.built else " (cached)", report.line())
+        for told in report.told(entry.name):
+            notice(told)
         self._reports[entry.name] = report
         self._keys.append(key)
         return open_dataset(found.folder)

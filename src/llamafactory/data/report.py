@@ -42,7 +42,10 @@ class Reason:
 
 @dataclass(slots=True)
 class Report:
-    """Counts of one data set or of a whole run. tokens and supervised count what was kept."""
+    """Counts of one data set or of a whole run. tokens and supervised count what was kept.
+
+    notes: what is written or learnt in another way than the rows say, each with its rows.
+    """
 
     read: int = 0
     kept: int = 0
@@ -52,9 +55,13 @@ class Report:
     dropped: dict[str, Reason] = field(default_factory=dict)
     num_bad: int = 0
     bad: list[str] = field(default_factory=list)
+    notes: dict[str, Reason] = field(default_factory=dict)
 
     def drop(self, reason: str, source: str) -> None:
         self.dropped.setdefault(reason, Reason()).add(source)
+
+    def note(self, text: str, source: str) -> None:
+        self.notes.setdefault(text, Reason()).add(source)
 
     def reject(self, error: DataError) -> None:
         self.num_bad += 1
@@ -70,6 +77,8 @@ class Report:
         self.truncated.merge(other.truncated)
         for reason, detail in other.dropped.items():
             self.dropped.setdefault(reason, Reason()).merge(detail)
+        for text, detail in other.notes.items():
+            self.notes.setdefault(text, Reason()).merge(detail)
         self.num_bad += other.num_bad
         self.bad = (self.bad + other.bad)[:_BAD_KEPT]
 
@@ -108,6 +117,11 @@ class Report:
             "preview CONFIG`"
         )
 
+    def told(self, name: str) -> list[str]:
+        """The notes as sentences, for notices."""
+        rows = {text: f"{detail.count} rows" if detail.count > 1 else "1 row" for text, detail in self.notes.items()}
+        return [f"{name}: {rows[text]} (first: {detail.first[0]}): {text}" for text, detail in self.notes.items()]
+
     def line(self) -> str:
         """One line for people."""
         parts = [f"{self.kept} of {self.read} rows kept"]
@@ -130,6 +144,7 @@ class Report:
         values = dict(data)
         values["truncated"] = Reason(**values["truncated"])  # type: ignore[arg-type]
         values["dropped"] = {why: Reason(**detail) for why, detail in values["dropped"].items()}  # type: ignore[attr-defined]
+        values["notes"] = {text: Reason(**detail) for text, detail in values["notes"].items()}  # type: ignore[attr-defined]
         return cls(**values)  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ from llamafactory.data.plan import Plan, open_rows
 from llamafactory.data.report import Report
 from llamafactory.data.sources import Rows
 from llamafactory.errors import DataError
-from llamafactory.logs import get_logger
+from llamafactory.logs import get_logger, notice
 
 _LOGGER = get_logger(__name__)
 _PATIENCE = 5000
@@ -66,6 +66,8 @@ class Stream:
         while chunk := list(itertools.islice(rows, self.window)):
             encoded = self.encoder(chunk)
             total.merge(encoded.report)
+            for note in encoded.report.notes:
+                notice(f"{name}: {note}")
             if not self.skip_bad:
                 total.raise_if_bad(name)
             if encoded.examples:

@@ -106,7 +106,7 @@ class Session:
 
     def _message(self, said: str) -> Message:
         """An answer as a message: tool calls, behind its thought, where the model has tools and called some."""
-        calls = self.model.engine.renderer.parse_tools(said) if self.tools else said
+        calls = self.model.engine.renderer.parse_tools(said, self.tools) if self.tools else said
         if isinstance(calls, str):
             return Message("assistant", said)
         closing = self.thought_words[1].strip()

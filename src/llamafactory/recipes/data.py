@@ -16,6 +16,7 @@ from llamafactory.config.run import RunConfig
 from llamafactory.data.fields import RowError
 from llamafactory.data.rows import load_records
 from llamafactory.errors import ConfigError, DataError
+from llamafactory.logs import notice
 from llamafactory.rendering.records import Conversation, Preference, Record, Text
 
 if TYPE_CHECKING:
@@ -140,14 +141,18 @@ def _show(config: RunConfig, limit: int) -> Iterator[Shown]:
     count = 0
     for entry in dict.fromkeys((*plan.train, *plan.evals)):
         encoder = Encoder(entry, plan.kind, renderer, plan.limits)
+        uncut = replace(encoder, limits=replace(plan.limits, limit=None))
         for named in choose_rows(config, entry, open_rows(entry, plan.access)):
             chunk = encoder([named])
             for line in chunk.report.bad:
                 sys.stderr.write(f"{line}\n")
+            for note in chunk.report.notes:
+                notice(f"{entry.name}: {note}")
             for why, detail in chunk.report.dropped.items():
                 sys.stderr.write(f"{detail.first[0]}: dropped, {why}\n")
             for example in chunk.examples:
-                yield show(example, tokenizer, index=count)
+                whole = uncut([named]).examples[0] if example.truncated else example
+                yield show(example, tokenizer, index=count, whole=whole)
                 count += 1
             if count >= limit:
                 return

@@ -6,7 +6,7 @@ Wires templates to a tokenizer: the one at `--tokenizer`, or a small one made he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -71,8 +71,23 @@ def findings(words: Words) -> dict[str, list[Finding]]:
     rows: dict[str, list[Finding]] = {}
     for name in words.names or templates():
         tokenizer = _tokenizer(words, [get_template(name)])
-        rows[name] = compare(build_renderer(tokenizer, TemplateConfig(template=name)), tokenizer)
+        usual = compare(build_renderer(tokenizer, TemplateConfig(template=name)), tokenizer)
+        rows[name] = [*usual, *_modes(name, tokenizer, usual)]
     return rows
+
+
+def _modes(name: str, tokenizer: PreTrainedTokenizerBase, usual: Sequence[Finding]) -> list[Finding]:
+    """What is found under other reasoning options; without reasoning they change nothing."""
+    from llamafactory.rendering.conformance import MODES, compare_mode
+    from llamafactory.rendering.renderer import build_renderer
+
+    if not get_template(name).reasoning:
+        [thinking] = [finding for finding in usual if finding.case == "thinking"]
+        return [replace(thinking, case=mode) for mode in MODES]
+    return [
+        compare_mode(build_renderer(tokenizer, TemplateConfig(template=name, **options)), tokenizer, mode)
+        for mode, options in MODES.items()
+    ]
 
 
 def _refuse_differences(rows: dict[str, list[Finding]]) -> None:
@@ -178,16 +193,18 @@ def _summary(template: Template) -> str:
 
 
 def _table(rows: dict[str, list[Finding]]) -> Table:
-    table = Table(title="training tokens = prompt = exported chat template")
-    table.add_column("template", no_wrap=True, min_width=max(map(len, rows), default=0))
-    for finding in next(iter(rows.values()), []):
-        table.add_column(finding.case)
+    table = Table("template", "comparisons", title="training tokens = prompt = exported chat template")
     for name, findings in rows.items():
-        table.add_row(name, *(Text(finding.verdict, _STYLES[finding.verdict]) for finding in findings))
+        cells = Text()
+        for verdict, style in _STYLES.items():
+            cases = [finding.case for finding in findings if finding.verdict == verdict]
+            named = f"{len(cases)} {verdict}" if verdict == "equal" else f"{verdict}: {', '.join(cases)}"
+            cells += Text(("; " if cells else "") + named, style) if cases else Text()
+        table.add_row(Text(name, no_wrap=True), cells)
     return table
 
 
-_STYLES = {"equal": "green", "border": "yellow", "unsupported": "dim", "differs": "bold red"}
+_STYLES = {"equal": "green", "border": "yellow", "opened": "yellow", "unsupported": "dim", "differs": "bold red"}
 
 
 def _console() -> Console:

@@ -116,6 +116,8 @@ def _find_end(
 ) -> Span | None:  # fmt: skip
     """The end of an answer whose last mark ends at `last`; `behind` is what follows when it is the last message."""
     stop = _to_control(behind, encoder, first=not called)
+    if called and behind[len(stop) :].strip():
+        stop = ""  # the arguments go on behind the last special token, so none of them ends the calls
     if stop and whole.startswith(stop, last):
         return Span(start, last + len(stop), stops=True)
     if not called:

@@ -17,14 +17,19 @@ from llamafactory.errors import LlamaFactoryError
 from llamafactory.rendering.calls import read_function_message, read_tools
 from llamafactory.rendering.records import Conversation, Feedback, Message
 from llamafactory.rendering.renderer import Renderer
+from llamafactory.rendering.template import get_template
 from llamafactory.rendering.tokens import Turn
 
-Verdict = Literal["equal", "border", "differs", "unsupported"]
+Verdict = Literal["equal", "border", "opened", "differs", "unsupported"]
 
 REASONS: Mapping[Verdict, str] = {
     "border": (
         "the template writes text, not a control token, before an answer: a serving engine that tokenizes the whole "
         "conversation may join the two, training and prompts never do"
+    ),
+    "opened": (
+        "with `enable_thinking` left out every example keeps what it has: a thought is learnt behind the bare prompt, "
+        "while a prompt to answer asks for none, as the examples without one were learnt"
     ),
     "unsupported": "the template refuses this kind of conversation",
 }
@@ -44,6 +49,14 @@ _SCHEMA = {
 }
 _TOOLS = json.dumps([{"type": "function", "function": _SCHEMA}])
 _CALL = '{"name": "get_weather", "arguments": {"city": "北京", "days": [1, 2]}}'
+_CALLS = json.dumps([{"name": "get_weather", "arguments": {"city": city}} for city in ("Oslo", "Rom")])
+
+MODES: Mapping[str, Mapping[str, bool | None]] = {
+    "thinking off": {"enable_thinking": False},
+    "thinking left open": {"enable_thinking": None},
+    "thoughts kept": {"preserve_thinking": True},
+}
+"""Options of a run that templates of reasoning models are compared under too; the others write the same in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,7 @@ def cases() -> dict[str, Conversation]:
         return tuple(Message("assistant" if index % 2 else "user", text) for index, text in enumerate(texts))
 
     tool_use = (Message("function", _CALL), Message("observation", '{"temp": 21}'), Message("assistant", "21 degrees."))
+    results = (Message("observation", '{"temp": 3}'), Message("observation", "25"), Message("assistant", "3 and 25."))
     return {
         "single": Conversation(talk("How are you?", "I am fine!")),
         "system": Conversation(talk("How are you?", "I am fine!"), system="Be terse."),
@@ -71,12 +85,31 @@ def cases() -> dict[str, Conversation]:
         "thinking": Conversation(talk("q1", "<think>\none\n</think>\n\na1", "q2", "<think>\ntwo\n</think>\n\na2")),
         "tools": Conversation(talk("Hi", "Hello."), system="Sys.", tools=_TOOLS),
         "tool calls": Conversation((*talk("Weather?"), *tool_use, *talk("Thanks", "Welcome.")), tools=_TOOLS),
+        "parallel calls": Conversation((*talk("Weather?"), Message("function", _CALLS)), "Sys.", _TOOLS),
+        "two results": Conversation((*talk("Weather?"), Message("function", _CALLS), *results), tools=_TOOLS),
     }
 
 
 def compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """Compare, for each case, the ids of training, of the inference prompt and of the exported chat template."""
     return [_compare(renderer, tokenizer, case, conversation) for case, conversation in cases().items()]
+
+
+def compare_mode(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, mode: str) -> Finding:
+    """Compare conversations with a thought in each answer, in none, and before calls, as a run under `mode` has them.
+
+    The first comparison that is not equal is told.
+    """
+    known = cases()
+    chosen = [known["thinking"], known["multi-turn"], _thought_before_calls()]
+    found = [_compare(renderer, tokenizer, mode, conversation) for conversation in chosen]
+    return next((finding for finding in found if finding.verdict != "equal"), found[0])
+
+
+def _thought_before_calls() -> Conversation:
+    asked, result = Message("user", "Weather?"), Message("observation", "25")
+    called = Message("function", "<think>\nask\n</think>\n\n" + _CALL)
+    return Conversation((asked, called, result, Message("assistant", "<think>\nsay\n</think>\n\n25.")), tools=_TOOLS)
 
 
 def _compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, case: str, conversation: Conversation) -> Finding:
@@ -91,7 +124,8 @@ def _compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, case: str, 
     except jinja2.TemplateError as error:
         return Finding(case, "unsupported", f"the exported chat template refuses it: {error}")
     trained, full = _source_ids(turn), _source_ids(turn) + _target_ids(turn)
-    if trained != asked and trained[: len(asked)] != asked:
+    opened = _opens_no_thought(renderer, tokenizer, asked, trained)
+    if trained[: len(asked)] != asked and not opened:
         return Finding(case, "differs", _show(tokenizer, "training", trained, "prompt", asked))
     pairs = (("prompt", asked, open_end), ("training", full, whole))
     for name, ours, exported in pairs:
@@ -102,7 +136,15 @@ def _compare(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, case: str, 
             )
             verdict: Verdict = "border" if same_text and _text_before_answers(renderer, turn) else "differs"
             return Finding(case, verdict, _show(tokenizer, name, ours, "exported template", exported))
-    return Finding(case, "equal")
+    return Finding(case, "opened" if opened else "equal")
+
+
+def _opens_no_thought(
+    renderer: Renderer, tokenizer: PreTrainedTokenizerBase, asked: list[int], trained: list[int]
+) -> bool:
+    """True when the prompt is the one that was trained with, and an empty thought."""
+    behind = tokenizer.decode(asked[len(trained) :])
+    return asked[: len(trained)] == trained and behind != "" and behind == get_template(renderer.name).no_thought
 
 
 def _text_before_answers(renderer: Renderer, turn: Turn) -> bool:

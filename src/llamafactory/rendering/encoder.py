@@ -71,6 +71,7 @@ class TextEncoder:
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._constants: dict[tuple[str, Place], tuple[int, ...]] = {}
+        self._frames: dict[tuple[str, Place, float], tuple[list[int], Piece | None]] = {}
         self._spellings: dict[tuple[int, ...], str] = {}
         self._pieces: dict[tuple[tuple[int, ...], float, bool], Piece] = {}
         self._splits: dict[str, tuple[str | int, ...]] = {}
@@ -154,6 +155,14 @@ class TextEncoder:
         if found is None:
             found = self._constants[text, place] = tuple(self.encode([text], [place])[0])
             self.remember_spelling(found, text)
+        return found
+
+    def frame(self, text: str, place: Place, weight: float) -> tuple[list[int], Piece | None]:
+        """Ids of template text beside a message, and its piece; remembered, for they repeat in every message."""
+        found = self._frames.get((text, place, weight))
+        if found is None:
+            ids = self.constant(text, place)
+            found = self._frames[text, place, weight] = (list(ids), self.piece(ids, weight, True) if ids else None)
         return found
 
     def piece(self, ids: tuple[int, ...], weight: float, control: bool) -> Piece:

@@ -7,13 +7,14 @@ the first control token the template writes after it. Where that cannot be shown
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llamafactory.errors import ConfigError, DataError
 from llamafactory.rendering.answer_spans import AnswerText, Bit, Plan, bits_of, make_plan, mark
-from llamafactory.rendering.calls import ToolCall, read_function_message, read_tools, wrap
+from llamafactory.rendering.calls import read_tools, wrap
+from llamafactory.rendering.chat_messages import STYLES, THINK, THOUGHT_FIELDS, Chat, ChatForm, ChatText
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.layout import Layout
 from llamafactory.rendering.markup import Markup
@@ -21,33 +22,8 @@ from llamafactory.rendering.mode import Mode, exchanges, place_of
 from llamafactory.rendering.ollama import Frame, ollama_template
 from llamafactory.rendering.records import TRAINED_ROLES, Conversation, Message
 from llamafactory.rendering.sandbox import ChatTemplate, Refused, unusable
-from llamafactory.rendering.thinking import Answer, split_thought
 
-STYLES = ("thoughts", "texts", "literal")
-"""How texts are marked: thoughts apart from answers, each message's text as one, or not at all."""
-
-_THINK = ("<think>", "</think>")
 _MAX_PLANS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class ChatText:
-    """A text that a mark stands for, and the number of its message (-1: the system prompt).
-
-    needed: the template must write it; thoughts may be left out.
-    """
-
-    text: str
-    owner: int
-    needed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A conversation as the template is given it. texts: what the marks stand for, by their numbers."""
-
-    messages: list[dict[str, object]]
-    texts: list[ChatText]
 
 
 class TokenizerDialect:
@@ -64,8 +40,7 @@ class TokenizerDialect:
         self._variables = dict(variables)
         self._default_system = default_system
         self._plans: dict[tuple[object, ...], Plan | None] = {}
-        self._arguments_as_text = False
-        self._arguments_as_text = self._wants_text_arguments()
+        self._form = self._find_form()
         probe = Conversation((Message("user", "a"), Message("assistant", "b")))
         turn = self._plan(probe, "texts", open_end=False)
         if turn is None:
@@ -117,6 +92,16 @@ class TokenizerDialect:
             layout.unstopped(1.0)
         self._write(layout, plan.tail, (texts, weights), 0.0)
         layout.finish()
+
+    def note(self, conversation: Conversation) -> str:
+        """What a user should know about how the thoughts of a conversation are written, or nothing."""
+        if THINK[1] in self._template.source or not self._form.keeps_thoughts_in_text(conversation):
+            return ""
+        return (
+            "the tokenizer's own chat template knows no field for thoughts, so they are learnt as text of the answer, "
+            "with the words <think> and </think>; name a template of a reasoning model with `template: ...` if they "
+            "should be written in its way"
+        )
 
     def to_jinja(self) -> str:
         """The tokenizer's own chat template."""
@@ -170,13 +155,7 @@ class TokenizerDialect:
 
     def _check_literals(self, conversation: Conversation, style: str) -> None:
         """Refuse control tokens in texts the template writes unmarked, where they would count as its own."""
-        unmarked = [conversation.tools]
-        for message in conversation.messages:
-            if message.role == "function":
-                _, _, calls = _read_calls(message, conversation.source)
-                unmarked += [call.arguments_json for call in calls]
-            if style == "literal":
-                unmarked.append(message.content)
+        unmarked = self._form.unmarked(conversation, style)
         if any(map(self._encoder.holds_control, unmarked)):
             raise DataError(
                 f"{place_of(conversation)}: tools, tool calls or reshaped messages spell a control token "
@@ -226,53 +205,39 @@ class TokenizerDialect:
             ) from refusal
 
     def _chat(self, conversation: Conversation, style: str) -> Chat:
-        """The messages as the template is given them, texts replaced by marks unless `style` is `literal`."""
-        texts: list[ChatText] = []
+        return self._form.chat(conversation, style, default_system=self._default_system)
 
-        def put(text: str, owner: int, needed: bool = True) -> str:
-            if style == "literal":
-                return text
-            texts.append(ChatText(text, owner, needed))
-            return mark(len(texts) - 1) if text else ""
+    def _find_form(self) -> ChatForm:
+        """How the template wants its messages, told from renderings of small ones."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+        asked, called = {"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+        as_text = self._probe([asked, called]) is None
+        if as_text:
+            call["function"] = {"name": "f", "arguments": '{"a": 1}'}
+        return ChatForm(
+            answer_field=self._thought_field([asked, {"role": "assistant", "content": "b"}]),
+            call_field=self._thought_field([asked, called]),
+            arguments_as_text=as_text,
+        )
 
-        messages: list[dict[str, object]] = []
-        system = conversation.system or self._default_system
-        if system:
-            messages.append({"role": "system", "content": put(system, -1)})
-        for index, message in enumerate(conversation.messages):
-            if message.role == "function":
-                messages.append(self._calls_message(message, conversation.source, functools.partial(put, owner=index)))
-                continue
-            parts = split_thought(message.content, _THINK)
-            if style == "thoughts" and parts.lead and message.role == "assistant":
-                thought = put(_thought(parts), index, needed=False)
-                content = f"<think>\n{thought}\n</think>\n\n{put(parts.bare, index)}"
-            else:
-                content = put(message.content, index)
-            messages.append({"role": "tool" if message.role == "observation" else message.role, "content": content})
-        return Chat(messages, texts)
+    def _thought_field(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """The field that the template reads the last answer's thought from, or nothing."""
+        thought = mark(0)
+        for field in THOUGHT_FIELDS:
+            if field in self._template.source:
+                probe = [*messages[:-1], {**messages[-1], field: thought}]
+                if any(thought in (self._probe(probe, **told) or "") for told in ({}, {"enable_thinking": True})):
+                    return field
+        return ""
 
-    def _calls_message(self, message: Message, source: str, put: Callable[[str], str]) -> dict[str, object]:
-        """A function message as chat templates take it; `put` marks its text and the names of its calls."""
-        thought, before, calls = _read_calls(message, source)
-        content = thought + put(before)
-        written = []
-        for call in calls:
-            arguments = call.arguments_json if self._arguments_as_text else dict(call.arguments)
-            written.append({"type": "function", "function": {"name": put(call.name), "arguments": arguments}})
-        return {"role": "assistant", "content": content, "tool_calls": written}
-
-    def _wants_text_arguments(self) -> bool:
-        """True for templates that take the arguments of a call as JSON text only."""
-        call = Message("function", '{"name": "f", "arguments": {"a": 1}}')
-        probe = Conversation((Message("user", "a"), call))
+    def _probe(self, messages: Sequence[object], **variables: object) -> str | None:
+        """The text of messages; empty when the template refuses them, None when it breaks over them."""
         try:
-            self._render(self._chat(probe, "literal").messages, probe, open_end=False)
+            return self._render(messages, Conversation(()), open_end=False, **variables)
         except ConfigError:
-            return True
+            return None
         except DataError:
-            return False
-        return False
+            return ""
 
     def _plan_or_none(self, conversation: Conversation, style: str) -> Plan | None:
         try:
@@ -282,7 +247,8 @@ class TokenizerDialect:
 
     def _plan(self, conversation: Conversation, style: str, *, open_end: bool) -> Plan | None:
         """The plan for all conversations of this shape, or None when the texts cannot be told apart this way."""
-        shape = _shape(conversation, style, open_end=open_end, system=bool(conversation.system or self._default_system))
+        has_system = bool(conversation.system or self._default_system)
+        shape = (open_end, has_system, *self._form.shape(conversation, style))
         if shape not in self._plans:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
@@ -322,32 +288,11 @@ def _is_answer(conversation: Conversation, owner: int) -> bool:
     return owner >= 0 and conversation.messages[owner].role in TRAINED_ROLES
 
 
-def _thought(parts: Answer) -> str:
-    """The text of a thought without its words."""
-    return "".join(parts.lead).strip().removeprefix(_THINK[0]).removesuffix(_THINK[1]).strip("\n")
-
-
-def _read_calls(message: Message, source: str) -> tuple[str, str, list[ToolCall]]:
-    """Thought (with its words), text and calls of a function message."""
-    parts = split_thought(message.content, _THINK)
-    thought = "".join(parts.lead).strip() + "\n\n" if parts.lead else ""
-    before, calls = read_function_message(parts.bare.strip(), ("<tool_call>", "</tool_call>"), source)
-    return thought, before, calls
-
-
-def _shape(conversation: Conversation, style: str, *, open_end: bool, system: bool) -> tuple[object, ...]:
-    """What a plan depends on."""
-    messages: list[object] = []
-    for message in conversation.messages:
-        lead = style == "thoughts" and bool(split_thought(message.content, _THINK).lead)
-        own = message.content if message.role == "function" or style == "literal" else bool(message.content)
-        messages.append((message.role, lead, own))
-    literal_system = conversation.system if style == "literal" else ""
-    return (style, open_end, system, literal_system, conversation.tools, tuple(messages))
-
-
 def _align(plan: Plan, texts: Sequence[ChatText], real: str) -> list[ChatText] | None:
-    """The texts as the template wrote them (perhaps without blanks around), or None when `real` is something else."""
+    """The texts as the template wrote them, or None when `real` is something else.
+
+    It may have dropped blanks around them, or put them inside a JSON string.
+    """
     found = list(texts)
     at = 0
     for bit in plan.bits():
@@ -355,13 +300,18 @@ def _align(plan: Plan, texts: Sequence[ChatText], real: str) -> list[ChatText] |
             written = bit if real.startswith(bit, at) else None
         else:
             text = texts[bit].text
-            forms = (text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"))
+            forms = (text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"), _escape(text))
             written = next((form for form in forms if real.startswith(form, at)), None)
             found[bit] = replace(texts[bit], text=written or "")
         if written is None:
             return None
         at += len(written)
     return found if at == len(real) else None
+
+
+def _escape(text: str) -> str:
+    """Text as it stands inside a JSON string, where some templates put the results of tools."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _spell(bits: Sequence[Bit], texts: Sequence[ChatText]) -> str:

@@ -255,23 +255,22 @@ def _frame(segment: Segment, ids: list[int], encoder: TextEncoder) -> list[Piece
     if len(spans) == 1:
         return [Piece(tuple(ids), spans[0][1], control=False)]
     start, end = 0, len(ids)
+    before = behind = None
     if spans[0][2]:
-        alone = encoder.constant(spans[0][0], segment.place)
+        alone, before = encoder.frame(spans[0][0], segment.place, spans[0][1])
         start = len(alone)
-        if tuple(ids[:start]) != alone:
+        if ids[:start] != alone:
             differ = (at for at, pair in enumerate(zip(ids, alone, strict=False)) if pair[0] != pair[1])
             start = next(differ, min(len(ids), len(alone)))
+            before = encoder.piece(tuple(ids[:start]), spans[0][1], True) if start else None
     if spans[-1][2]:
-        alone = encoder.constant(spans[-1][0], "text")
+        alone, behind = encoder.frame(spans[-1][0], "text", spans[-1][1])
         while end > start and len(ids) - end < len(alone) and alone[end - len(ids) - 1] == ids[end - 1]:
             end -= 1
-    message = spans[1] if spans[0][2] else spans[0]
-    pieces = [encoder.piece(tuple(ids[:start]), spans[0][1], True)] if start else []
-    if end > start:
-        pieces.append(Piece(tuple(ids[start:end]), message[1], control=False))
-    if end < len(ids):
-        pieces.append(encoder.piece(tuple(ids[end:]), spans[-1][1], True))
-    return pieces
+        if len(ids) - end < len(alone):
+            behind = encoder.piece(tuple(ids[end:]), spans[-1][1], True) if end < len(ids) else None
+    message = Piece(tuple(ids[start:end]), (spans[1] if spans[0][2] else spans[0])[1], False) if end > start else None
+    return [piece for piece in (before, message, behind) if piece is not None]
 
 
 def _by_position(segment: Segment, tokens: Sequence[tuple[int, int, int]]) -> list[Piece]:

@@ -6,7 +6,7 @@ Knows records only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamafactory.errors import DataError
 from llamafactory.rendering.records import TRAINED_ROLES, Conversation, Message
@@ -78,6 +78,13 @@ def exchanges(conversation: Conversation, *, open_end: bool) -> Iterator[Exchang
         raise _out_of_order(conversation, count - 1, "an example must end with an assistant message")
     if prompts:
         yield Exchange(number, tuple(prompts), None, last=True)
+
+
+def latest_of(conversation: Conversation, count: int) -> Conversation:
+    """The last `count` exchanges of a conversation that ends with an answer, under its system prompt and tools."""
+    kept = list(exchanges(conversation, open_end=False))[-count:]
+    size = sum(len(exchange.prompts) + 1 for exchange in kept)
+    return replace(conversation, messages=conversation.messages[-size:])
 
 
 def place_of(conversation: Conversation) -> str:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llamafactory.errors import ConfigError
 from llamafactory.logs import notice
-from llamafactory.rendering.calls import ToolCall
+from llamafactory.rendering.calls import ToolCall, read_tools
 from llamafactory.rendering.encoder import TextEncoder
 from llamafactory.rendering.from_tokenizer import TokenizerDialect
 from llamafactory.rendering.layout import Draft, Layout, Segment, to_turns
@@ -66,6 +66,10 @@ class Dialect(Protocol):
 
     def write_alternative(self, layout: Layout, conversation: Conversation, other: Message) -> None:
         """Write another last answer to the prompt just written."""
+        ...
+
+    def note(self, conversation: Conversation) -> str:
+        """What a user should know about how a conversation is written, or nothing."""
         ...
 
     def to_jinja(self) -> str:
@@ -123,6 +127,23 @@ class Renderer:
         with _collection_paused():
             return self._to_turns([self._draft(record, mode) for record in records])
 
+    def note(self, record: Record) -> str:
+        """What a user should know about how a record is rendered, one sentence for all records of its kind, or nothing.
+
+        For parts of it without effect, and thoughts that the tokenizer's own template cannot keep apart from text.
+        """
+        if isinstance(record, Text):
+            return ""
+        if isinstance(record, Conversation):
+            return self.dialect.note(record)
+        talk = record.prompt if isinstance(record, Preference) else record.conversation
+        if any(message.loss is not None for message in talk.messages):
+            return (
+                "`loss` and `weight` of messages have no effect here, because whole answers are compared, judged or "
+                "made; only supervised fine-tuning (stage: sft) weighs messages"
+            )
+        return self.dialect.note(talk)
+
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids of a conversation that ends with a user message or tool result, up to where the answer begins."""
         turns = self._to_turns([self._layout(conversation, Mode(single_turn=True, generation=True))])[0]
@@ -133,9 +154,13 @@ class Renderer:
         drafts = self._layout(conversation, Mode(single_turn=True, generation=generation))
         return "".join(self._spell(item) for draft in drafts for item in (*draft.source, *draft.target))
 
-    def parse_tools(self, text: str) -> list[ToolCall] | str:
-        """The tool calls a model wrote, or the text itself when it holds none or a broken one."""
-        return load_tool_format(self.tool_format).parse_calls(text) or text
+    def parse_tools(self, text: str, tools: str = "") -> list[ToolCall] | str:
+        """The tool calls a model wrote, or the text itself when it holds none or a broken one.
+
+        tools: JSON text of the schemas the model was told of (`Conversation.tools`); arguments that a format writes
+        without quotes are then read as the types they declare. Raises DataError when it is no list of schemas.
+        """
+        return load_tool_format(self.tool_format).parse_calls(text, read_tools(tools, "")) or text
 
     def to_jinja(self) -> str:
         """A chat template for transformers and serving engines that renders the text this renderer tokenizes."""

@@ -30,24 +30,32 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A segment that is still to be filled: for each span its text, or the number of a text, or several of both."""
+    """A segment that is still to be filled: for each span its text, or the number of a text, or several of both.
+
+    number, at: where one span alone is a text, its number and its place among the spans; -1 elsewhere.
+    """
 
     spans: tuple[tuple[Bit | tuple[Bit, ...], float, bool], ...]
     place: Place
     stop_weight: float
+    number: int = -1
+    at: int = -1
 
     def fill(self, texts: Sequence[str]) -> Segment:
         """The segment with `texts` put in."""
-        spans: list[Span] = []
-        for bits, weight, control in self.spans:
-            if isinstance(bits, int):
-                spans.append((texts[bits], weight, control))
-            elif isinstance(bits, str):
-                spans.append((bits, weight, control))
-            else:
-                text = "".join([texts[bit] if isinstance(bit, int) else bit for bit in bits])
-                spans.append((text, weight, control))
-        return Segment(spans, self.place, self.stop_weight)
+        if self.number >= 0:
+            spans: list[Span] = [*self.spans]  # type: ignore[list-item]
+            _, weight, control = spans[self.at]
+            spans[self.at] = (texts[self.number], weight, control)
+            return Segment(spans, self.place, self.stop_weight)
+        return Segment(
+            [(_put(bits, texts), weight, control) for bits, weight, control in self.spans], self.place, self.stop_weight
+        )
+
+
+def _put(bits: Bit | tuple[Bit, ...], texts: Sequence[str]) -> str:
+    parts = bits if isinstance(bits, tuple) else (bits,)
+    return "".join([texts[bit] if isinstance(bit, int) else bit for bit in parts])
 
 
 Side = tuple[Piece | Hole, ...]
@@ -120,7 +128,11 @@ def _hole(segment: Segment) -> Hole:
     for text, weight, control in segment.spans:
         bits = (text,) if control else bits_of(text)
         spans.append((bits[0] if len(bits) == 1 else bits, weight, control))
-    return Hole(tuple(spans), segment.place, segment.stop_weight)
+    texts = [at for at, span in enumerate(spans) if not isinstance(span[0], str)]
+    number = spans[texts[0]][0] if len(texts) == 1 else None
+    if not isinstance(number, int):
+        return Hole(tuple(spans), segment.place, segment.stop_weight)
+    return Hole(tuple(spans), segment.place, segment.stop_weight, number, texts[0])
 
 
 def _fill(side: Side, texts: Sequence[str]) -> list[Item]:

@@ -99,6 +99,10 @@ class SlotDialect:
         self._write_target(layout, slot, fragments, weight=1.0, tail=0.0)
         layout.finish()
 
+    def note(self, conversation: Conversation) -> str:
+        """Nothing: a template writes every text as its fields say."""
+        return ""
+
     @property
     def _tool_format(self) -> ToolFormat:
         return load_tool_format(self.template.tool_format)

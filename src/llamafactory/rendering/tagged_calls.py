@@ -1,17 +1,19 @@
 """Calls whose arguments each stand between tags: writing them, reading them, and the Jinja that writes them.
 
-Text is written as it is and other values as JSON, so on reading, text that spells a JSON value becomes that value. A
-value ends at the first closing tag that another tag of the call follows, so it may hold the format's own tags, though
-not such a pair. Knows no format's tags (see `tools/`).
+Text is written as it is and other values as JSON, so on reading, text that spells a JSON value becomes that value,
+unless the tools are known and declare a text (see `declared_types.py`). A value ends at the first closing tag that
+another tag of the call follows, so it may hold the format's own tags, though not such a pair. Knows no format's tags
+(see `tools/`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llamafactory.rendering.calls import ToolCall, dump, skip_blanks
+from llamafactory.rendering.calls import Schema, ToolCall, dump, skip_blanks
+from llamafactory.rendering.declared_types import Parameters, fit, parameters_of
 from llamafactory.rendering.literals import json_or_text
 from llamafactory.rendering.markup import CALL_JINJA, Fragments, Markup, quote
 
@@ -44,14 +46,15 @@ def write_call(call: ToolCall, tags: Tags) -> Fragments:
     return [*(fragment for fragment in fragments if fragment), Markup(tags.end)]
 
 
-def read_calls(text: str, block: tuple[str, str], tags: Tags) -> list[ToolCall] | None:
+def read_calls(text: str, block: tuple[str, str], tags: Tags, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """The calls of every block, one or more in each; None when there is none or one of them is broken."""
     calls = []
+    declared = parameters_of(tools)
     start = text.find(block[0])
     while start >= 0:
         at = start + len(block[0])
         while True:
-            found = _read_call(text, at, tags)
+            found = _read_call(text, at, tags, declared)
             if found is None:
                 return None
             calls.append(found[0])
@@ -62,25 +65,26 @@ def read_calls(text: str, block: tuple[str, str], tags: Tags) -> list[ToolCall] 
     return calls or None
 
 
-def _read_call(text: str, start: int, tags: Tags) -> tuple[ToolCall, int] | None:
+def _read_call(text: str, start: int, tags: Tags, declared: Mapping[str, Parameters]) -> tuple[ToolCall, int] | None:
     opening, closing = tags.name
     at = skip_blanks(text, start)
     name = _NAME.match(text, at + len(opening)) if text.startswith(opening, at) else None
     if name is None or not text.startswith(closing, name.end()):
         return None
     arguments: dict[str, object] = {}
+    parameters = declared.get(name[0], {})
     at = skip_blanks(text, name.end() + len(closing))
     while not text.startswith(tags.end, at):
         found = _read_argument(text, at, tags)
         if found is None:
             return None
         key, value, at = found
-        arguments[key] = value
+        arguments[key] = fit(value, tags.read(value), parameters.get(key))
     return ToolCall(name[0], arguments), at + len(tags.end)
 
 
-def _read_argument(text: str, start: int, tags: Tags) -> tuple[str, object, int] | None:
-    """An argument's name, its value, and where the tag that follows begins."""
+def _read_argument(text: str, start: int, tags: Tags) -> tuple[str, str, int] | None:
+    """An argument's name, the text of its value, and where the tag that follows begins."""
     key = _KEY.match(text, start + len(tags.key[0])) if text.startswith(tags.key[0], start) else None
     if key is None or not text.startswith(tags.key[1], key.end()):
         return None
@@ -95,7 +99,7 @@ def _read_argument(text: str, start: int, tags: Tags) -> tuple[str, object, int]
     while end >= 0:
         following = skip_blanks(text, end + len(closing))
         if text.startswith((tags.key[0], tags.end), following):
-            return key[0], tags.read(_inside(text[at:end], tags)), following
+            return key[0], _inside(text[at:end], tags), following
         end = text.find(closing, end + len(closing))
     return None
 

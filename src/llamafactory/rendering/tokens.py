@@ -5,7 +5,7 @@ Ids and weights are decided together, in the renderer; nothing later searches fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 IGNORE_INDEX = -100
@@ -60,9 +60,17 @@ class Tokens:
 
 def join(pieces: Iterable[Piece]) -> Tokens:
     """Concatenate pieces in order into one example."""
-    kept: Sequence[Piece] = [piece for piece in pieces if piece.ids]
-    ids = [token for piece in kept for token in piece.ids]
-    labels = [token if piece.weight else IGNORE_INDEX for piece in kept for token in piece.labels or piece.ids]
-    if all(piece.weight in (0.0, 1.0) for piece in kept):
+    ids: list[int] = []
+    labels: list[int] = []
+    weighted = False
+    kept = [piece for piece in pieces if piece.ids]
+    for piece in kept:
+        ids += piece.ids
+        if piece.weight:
+            labels += piece.labels or piece.ids
+            weighted = weighted or piece.weight != 1.0
+        else:
+            labels += [IGNORE_INDEX] * len(piece.ids)
+    if not weighted:
         return Tokens(ids, labels)
     return Tokens(ids, labels, [piece.weight for piece in kept for _ in piece.ids])

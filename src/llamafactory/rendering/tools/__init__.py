@@ -35,8 +35,12 @@ class ToolFormat(Protocol):
         """Write calls as the model does."""
         ...
 
-    def parse_calls(self, text: str) -> list[ToolCall] | None:
-        """Read calls from what a model wrote, in linear time; None when it holds none or a broken one."""
+    def parse_calls(self, text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
+        """Read calls from what a model wrote, in linear time; None when it holds none or a broken one.
+
+        tools: those the model was told of. A format that writes text without quotes asks them whether `5` is a text or
+        a number; the others have no need of them.
+        """
         ...
 
 

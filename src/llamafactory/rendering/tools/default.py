@@ -84,7 +84,7 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     )
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every pair of action and input; None when there is none or one of them is broken."""
     calls = []
     start = text.find(ACTION)

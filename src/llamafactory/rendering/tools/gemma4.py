@@ -128,7 +128,7 @@ def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, Sequence) else ()
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every call between control tokens; None when there is none or one of them is broken."""
     calls = []
     start = text.find(OPEN)

@@ -51,7 +51,7 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return join_fragments(([f"{call.name}\n{call.arguments_json}"] for call in calls), NEXT)
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read names and arguments that are all of the answer."""
     calls = []
     start = skip_blanks(text, 0)

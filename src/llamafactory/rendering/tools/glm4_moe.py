@@ -1,6 +1,7 @@
 """Tool format of GLM-4.5 and later: the function's name behind `<tool_call>`, then tagged keys and values.
 
-GLM-4.7 leaves out the line breaks, which is read as well. Text that spells a JSON value is read back as that value.
+GLM-4.7 leaves out the line breaks, which is read as well. Text that spells a JSON value is read back as that value,
+unless the tools are known and declare a text.
 """
 
 from __future__ import annotations
@@ -53,6 +54,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [Markup("\n"), *written]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every tagged call; None when there is none or one of them is broken."""
-    return read_calls(text, (OPEN, ""), TAGS)
+    return read_calls(text, (OPEN, ""), TAGS, tools)

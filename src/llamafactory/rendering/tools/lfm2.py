@@ -59,7 +59,7 @@ def needs_escape(text: str) -> bool:
     return "\\" in text or ('"' in text and ("," in text or ")" in text))
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every list between control tokens, or a list that is all of the answer."""
     calls: list[ToolCall] = []
     start = text.find(OPEN)

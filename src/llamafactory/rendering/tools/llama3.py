@@ -38,6 +38,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [dump(objects[0] if len(objects) == 1 else objects)]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read an answer that is JSON calls and nothing else, or follows the tag that begins calls."""
     return to_calls(read_whole_json(text.strip().removeprefix(PYTHON_TAG)), key="parameters", needed=True)

@@ -48,7 +48,7 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [Markup(f"{OPEN}\n"), *join_fragments(objects, "\n"), Markup(f"\n{CLOSE}")]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read the calls of every block; None when there is none or one of them is broken."""
     calls = []
     start = text.find(OPEN)

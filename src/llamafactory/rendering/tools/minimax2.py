@@ -1,6 +1,6 @@
 """Tool format of MiniMax-M2: `<invoke>` tags, those made at once inside one `<minimax:tool_call>` block.
 
-Text that spells a JSON value is read back as that value.
+Text that spells a JSON value is read back as that value, unless the tools are known and declare a text.
 """
 
 from __future__ import annotations
@@ -55,6 +55,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [Markup(f"\n{OPEN}\n"), *invoked, Markup(f"\n{CLOSE}")]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every block; None when there is none or one of them is broken."""
-    return read_calls(text, (OPEN, CLOSE), TAGS)
+    return read_calls(text, (OPEN, CLOSE), TAGS, tools)

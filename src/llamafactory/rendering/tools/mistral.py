@@ -30,6 +30,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [dump([{"name": call.name, "arguments": call.arguments} for call in calls])]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read an answer that is JSON calls and nothing else."""
     return to_calls(read_whole_json(text.strip().removeprefix(CALLS_TAG)), needed=True)

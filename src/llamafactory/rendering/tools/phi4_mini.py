@@ -25,12 +25,12 @@ def render_tools(tools: Sequence[Schema], date: str) -> Fragments:
 render_calls = default.render_calls
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read tagged JSON calls or lists of them, or else calls of the default format: whichever comes first."""
     calls: list[ToolCall] = []
     start = text.find(OPEN)
     if start < 0 or default.ACTION in text[:start]:
-        return default.parse_calls(text)
+        return default.parse_calls(text, tools)
     while start >= 0:
         found = read_json(text, start + len(OPEN))
         read = to_calls(found[0]) if found else None

@@ -1,6 +1,7 @@
 """Tool format of Qwen 3.5 and Qwen3-Coder: a tag for the function, one for each argument, values on their own lines.
 
-Text that spells a JSON value, or one of Python's True, False and None, is read back as that value.
+Text that spells a JSON value, or one of Python's True, False and None, is read back as that value, unless the tools are
+known and declare a text.
 """
 
 from __future__ import annotations
@@ -66,6 +67,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     )
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every block; None when there is none or one of them is broken."""
-    return read_calls(text, (OPEN, CLOSE), TAGS)
+    return read_calls(text, (OPEN, CLOSE), TAGS, tools)

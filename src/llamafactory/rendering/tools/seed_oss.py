@@ -1,6 +1,7 @@
 """Tool format of Seed-OSS: a `<seed:tool_call>` block for each call, a tag for the function and for each argument.
 
-Text that spells a JSON value, or one of Python's True, False and None, is read back as that value.
+Text that spells a JSON value, or one of Python's True, False and None, is read back as that value, unless the tools are
+known and declare a text.
 """
 
 from __future__ import annotations
@@ -52,6 +53,6 @@ def render_calls(calls: Sequence[ToolCall]) -> Fragments:
     return [Markup("\n"), *join_fragments(blocks, "\n")]
 
 
-def parse_calls(text: str) -> list[ToolCall] | None:
+def parse_calls(text: str, tools: Sequence[Schema] = ()) -> list[ToolCall] | None:
     """Read every block; None when there is none or one of them is broken."""
-    return read_calls(text, (OPEN, CLOSE), TAGS)
+    return read_calls(text, (OPEN, CLOSE), TAGS, tools)
