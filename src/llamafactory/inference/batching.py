@@ -61,8 +61,7 @@ class BatchRunner:
         self._rows: list[_Request] = []
         self._wake = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def submit(self, answer: Answer, outbox: Outbox) -> None:
         """Put an answer in line; tokens, an exception, and at the end None go to `outbox`."""
@@ -72,6 +71,9 @@ class BatchRunner:
                 request.fail(closed_error())
                 return
             self._waiting.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+                self._thread.start()
             self._wake.notify()
 
     def close(self) -> None:
@@ -79,7 +81,8 @@ class BatchRunner:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         with torch.inference_mode():

@@ -86,7 +86,7 @@ class VllmEngine:
             raise closed_error()
         schema = sampling.pop("json_schema", "")
         try:
-            structure = StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None
+            structure = StructuredOutputsParams(json=schema) if schema else None
             parameters = SamplingParams(
                 **sampling, output_kind=RequestOutputKind.DELTA, detokenize=False, structured_outputs=structure
             )
