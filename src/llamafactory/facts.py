@@ -18,8 +18,8 @@ from typing import cast
 Setting = tuple[str, tuple[object, ...]]
 """A key and the values meant; no values: any but the default."""
 
-PROCESSES, SHARDED, DEEPSPEED = "several processes", "fsdp", "deepspeed"
-"""Circumstances of a run that stand where a key may: they can come from the launch as well as from an option."""
+PROCESSES, SHARDED, DEEPSPEED, PACKED = "several processes", "fsdp", "deepspeed", "packed examples"
+"""Circumstances of a run that stand where a key may: they can come from the launch or a default as well."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,9 @@ _NAMES: dict[str, object] = {
     "WHOLE_WEIGHTS": WHOLE_WEIGHTS,
     "FULL_WEIGHTS": FULL_WEIGHTS,
     "ADAMW_ONLY": ADAMW_ONLY,
+    "PACKED": PACKED,
+    "SHARDED": SHARDED,
+    "DEEPSPEED": DEEPSPEED,
 }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llamafactory.config.run import RunConfig
-from llamafactory.config.section import TRAIN
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
@@ -95,16 +94,6 @@ def quantization_device_map(config: RunConfig) -> Iterator[Violation]:
         )
 
 
-def fp8_limits(config: RunConfig) -> Iterator[Violation]:
-    """FP8 products are for plain weights in stages pt and sft."""
-    if not config.fp8.fp8 or config.command not in TRAIN:
-        return
-    if config.quantization.quantization_bit is not None:
-        yield Violation(("fp8", "quantization_bit"), "the weights are quantized already", "remove one of the two")
-    if config.finetuning.stage not in {"pt", "sft"}:
-        yield Violation(("fp8", "stage"), "only stages pt and sft compute in FP8", "remove fp8")
-
-
 def sharded_weights(config: RunConfig) -> Iterator[Violation]:
     """ZeRO-3 spreads every weight, so nothing may need a whole one at the start."""
     if zero_stage(config) != 3:
@@ -122,8 +111,6 @@ def unsloth_limits(config: RunConfig) -> Iterator[Violation]:
     """unsloth holds one LoRA adapter."""
     if not config.compute.use_unsloth:
         return
-    if config.finetuning.finetuning_type == "oft":
-        yield Violation(("use_unsloth", "finetuning_type"), "unsloth has no OFT", "set finetuning_type to lora")
     if len(config.model.adapter_name_or_path) > 1:
         yield Violation(("adapter_name_or_path", "use_unsloth"), "unsloth takes one adapter", "merge the others first")
 
@@ -133,7 +120,6 @@ RULES: tuple[Rule, ...] = (
     one_precision,
     quantization_limits,
     quantization_device_map,
-    fp8_limits,
     sharded_weights,
     unsloth_limits,
 )

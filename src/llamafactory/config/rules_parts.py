@@ -12,11 +12,24 @@ from llamafactory.config.catalog import options
 from llamafactory.config.run import RunConfig
 from llamafactory.config.section import TRAIN
 from llamafactory.config.violation import Rule, Violation, value_of
-from llamafactory.facts import ADAMW_ONLY, DEEPSPEED, PROCESSES, SHARDED, Clash, Facts, Setting, read_facts
+from llamafactory.facts import (
+    ADAMW_ONLY,
+    DEEPSPEED,
+    PACKED,
+    PROCESSES,
+    SHARDED,
+    Clash,
+    Facts,
+    Setting,
+    read_facts,
+)
 
-OPTIMIZER = "optimizer"
-FAMILIES = {OPTIMIZER: "llamafactory.optim"}
-"""The key whose values are the names of the parts (for optimizers, which have no such key, a word) -> their package."""
+OPTIMIZER, KERNEL = "optimizer", "kernel"
+FAMILIES = {OPTIMIZER: "llamafactory.optim", KERNEL: "llamafactory.models.kernels"}
+"""The key whose values are the names of the parts (a word, where there is no such key) -> their package."""
+
+_SEVERAL = {KERNEL}
+"""Families of which a run may choose several parts."""
 
 
 def chosen_parts(config: RunConfig, family: str) -> dict[str, Facts]:
@@ -41,13 +54,13 @@ def replaces_optim(config: RunConfig) -> bool:
 
 
 def part_clashes(config: RunConfig) -> Iterator[Violation]:
-    """What each chosen part cannot stand beside; and of each family one part is chosen."""
+    """What each chosen part cannot stand beside; and of most families one part is chosen."""
     if config.command not in TRAIN:
         return
     for family in FAMILIES:
         chosen = chosen_parts(config, family)
         choices = {name: str(_choice(config, family, name, facts)) for name, facts in chosen.items()}
-        if len(choices) > 1:
+        if len(choices) > 1 and family not in _SEVERAL:
             keys = sorted(choices.values(), key=list(options()).index)
             yield Violation(tuple(keys), f"there is one {family}", "keep one of them")
             continue
@@ -66,13 +79,16 @@ def _violations(config: RunConfig, choice: str, clash: Clash) -> Iterator[Violat
     if clash.key == choice or (clash.when and condition is None) or not _hits(config, clash):
         return
     own = condition or choice
-    launched = clash.key == PROCESSES or (clash.key in {SHARDED, DEEPSPEED} and not _is_set(config, clash.key))
-    yield Violation((own,) if launched or clash.key == own else (own, clash.key), clash.why, clash.fix)
+    unset = clash.key in {SHARDED, DEEPSPEED} and not _is_set(config, clash.key)
+    keyless = clash.key in {PROCESSES, PACKED} or unset
+    yield Violation((own,) if keyless or clash.key == own else (own, clash.key), clash.why, clash.fix)
 
 
 def _hits(config: RunConfig, clash: Clash) -> bool:
     if clash.key == PROCESSES:
         return env.world_size() > 1
+    if clash.key == PACKED:
+        return config.packs
     if clash.key == SHARDED and env.is_enabled("ACCELERATE_USE_FSDP"):
         return True
     if clash.key == DEEPSPEED and env.is_enabled("ACCELERATE_USE_DEEPSPEED"):

@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
+from llamafactory.models.kernels.mixture_of_depths import apply_depths
+from llamafactory.models.kernels.unsloth import load_unsloth
 from llamafactory.models.safetensors_file import folder_shapes
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ def build_weights(
     trainable: bool,
 ) -> PreTrainedModel:
     """Read the weights, or create random ones with train_from_scratch. Raises ModelError, CheckpointError."""
+    if trainable and config.compute.use_unsloth:
+        return load_unsloth(config, folder, dtype)
     options: dict[str, object] = {"dtype": dtype, "trust_remote_code": config.hub.trust_remote_code}
     if attention is not None:
         options["attn_implementation"] = attention
@@ -170,4 +174,5 @@ def reload_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrain
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: the model in it cannot be read ({first_line(error)}); do not use it") from error
     refuse_meta(model, folder)
+    apply_depths(model, None, folder, trainable=False)
     return model.eval()

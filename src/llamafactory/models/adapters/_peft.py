@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.attach import adapter_folders, attach
+from llamafactory.models.kernels.unsloth import wrap_lora
 from llamafactory.models.merge import merge_adapters
 from llamafactory.models.targets import embedding_names, modules_to_save, target_modules, tied_head
 
@@ -57,4 +58,6 @@ def _create(model: PreTrainedModel, config: RunConfig, options: Options, *, voca
     chosen = options(model, config, [name for name in named if name.rsplit(".", 1)[-1] not in saved])
     chosen.modules_to_save = list(saved) or None
     chosen.ensure_weight_tying = tied_head(model) is not None and embedding_names(model)[0] in saved
+    if config.compute.use_unsloth:
+        return wrap_lora(model, chosen, config)
     return get_peft_model(model, chosen, autocast_adapter_dtype=not config.finetuning.pure_bf16)
