@@ -56,4 +56,4 @@ def add_kernels(model: PreTrainedModel | PeftModel, config: RunConfig, notes: li
         gathers = config.fp8.fp8_enable_fsdp_float8_all_gather
         if gathers and not config.training.fsdp:
             notice("fp8_enable_fsdp_float8_all_gather gathers nothing: this run is not sharded by fsdp")
-        notes.append(apply_fp8(model, sharded_gather=gathers))
+        notes.append(apply_fp8(model, sharded_gather=gathers and bool(config.training.fsdp)))

@@ -25,7 +25,9 @@ from llamafactory.models.kernels.mixture_of_depths import (
 )
 
 FAMILY_OPTIONS: dict[str, dict[str, object]] = {
-    **dict.fromkeys(("gemma", "glm4", "qwen3"), {"head_dim": 8}),
+    "gemma": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "qwen3": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "attn_implementation": "eager"},
     "gemma3_text": {"head_dim": 8, "sliding_window": 64},
 }
@@ -183,7 +185,7 @@ def test_the_loss_of_the_router_is_added_once() -> None:
 
 def test_what_cannot_be_routed_is_told(tmp_path: Path) -> None:
     plain = tiny_model()
-    with pytest.raises(ModelError, match="gpt2 has layers this cannot route around .*llama"):
+    with pytest.raises(ModelError, match=r"gpt2 has layers this cannot route around .*llama"):
         apply_depths(
             AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1)), "convert", None, trainable=True
         )

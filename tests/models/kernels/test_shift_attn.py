@@ -103,7 +103,7 @@ def test_family(family: str) -> None:
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(ModelError, match="shift_attn: gpt2 cannot be cut into shifted groups .*llama.*; remove shift"):
+    with pytest.raises(ModelError, match=r"shift_attn: gpt2 cannot be cut into shifted groups .*llama.*; remove shift"):
         register_shifted(GPT2Config())
     with pytest.raises(ModelError, match="this mistral already looks back 4096 tokens only"):
         register_shifted(MistralConfig(sliding_window=4096))

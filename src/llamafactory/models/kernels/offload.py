@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llamafactory.config.run import RunConfig
 from llamafactory.facts import Clash, Facts
@@ -36,15 +37,16 @@ def check(config: RunConfig) -> None:
 
 
 def offload_checkpoints(model: nn.Module) -> int:
-    """Move the checkpoints of the layers that have any, in place; returns how many.
+    """Move the checkpoints of a model, in place; returns how many layers have one.
 
     Call it after checkpointing was enabled in its reentrant form.
     """
-    layers = [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)]
-    moved = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
-    for layer in moved:
-        layer.__dict__["_gradient_checkpointing_func"] = checkpoint_on_cpu
-    return len(moved)
+    for module in model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            module.__dict__["_gradient_checkpointing_func"] = checkpoint_on_cpu
+    return sum(
+        isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing for layer in model.modules()
+    )
 
 
 def checkpoint_on_cpu(run: Callable[..., Any], *args: Any) -> Any:
