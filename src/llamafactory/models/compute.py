@@ -15,6 +15,7 @@ from llamafactory.models.kernels.fp8 import apply_fp8
 from llamafactory.models.kernels.liger import apply_liger
 from llamafactory.models.kernels.offload import offload_checkpoints
 from llamafactory.models.kernels.shift_attn import register_shifted
+from llamafactory.models.router import report_router_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,8 +48,10 @@ def add_checkpoints(model: PreTrainedModel, config: RunConfig, notes: list[str])
 
 def add_kernels(model: PreTrainedModel | PeftModel, config: RunConfig, notes: list[str]) -> None:
     """Exchange the kernels of a model whose trained parameters are settled, in place."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if config.compute.moe_aux_loss_coef:
+        report_router_loss(base, config.compute.moe_aux_loss_coef)
     if config.compute.enable_liger_kernel:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         given = cast("Mapping[str, bool] | None", config.training.extra.get("liger_kernel_config"))
         if note := apply_liger(base, given):
             notes.append(note)

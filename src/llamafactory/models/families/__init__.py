@@ -22,14 +22,17 @@ class FamilyFacts:
     """One family.
 
     attention: our `flash_attn` value to transformers' name, where it differs from the rule. router_logits: the config
-    has `output_router_logits`. router_loss: name of its router loss coefficient. checkpointing: gradient checkpointing
-    works. projector, vision, language: module names of a multimodal model's parts. lora_excluded: modules that LoRA
-    must not touch. shifted, depths: its decoder layers can do shifted sparse attention, mixture-of-depths.
+    has `output_router_logits`. router_loss: name of its router loss coefficient, with dots where it is nested.
+    router_unsummed: transformers returns router logits and computes no loss from them. checkpointing: gradient
+    checkpointing works. projector, vision, language: module names of a multimodal model's parts. lora_excluded:
+    modules that LoRA must not touch. shifted, depths: its decoder layers can do shifted sparse attention,
+    mixture-of-depths.
     """
 
     attention: dict[str, str] = field(default_factory=dict)
     router_logits: bool = False
     router_loss: str | None = None
+    router_unsummed: bool = False
     checkpointing: bool = True
     projector: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
