@@ -22,7 +22,7 @@ from llamafactory.logs import get_logger, notice
 from llamafactory.models import build
 from llamafactory.models.adapters import ADAPTERS
 from llamafactory.models.attach import adapter_folders, attach_given
-from llamafactory.models.attention import choose_attention
+from llamafactory.models.attention import choose_attention, find_device
 from llamafactory.models.compat import calm_libraries
 from llamafactory.models.compute import add_checkpoints, add_kernels, attention_kernel
 from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
@@ -163,8 +163,7 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     positions = _stretch(config, hf_config, earlier, notes, trainable=trainable)
     if trainable and config.compute.moe_aux_loss_coef:
         set_router_loss(hf_config, config.compute.moe_aux_loss_coef)
-    on_gpu = torch.cuda.is_available() and not config.training.use_cpu
-    attention, remark = choose_attention(config.compute.flash_attn, hf_config, on_gpu=on_gpu)
+    attention, remark = choose_attention(config.compute.flash_attn, hf_config, find_device(config, plan.load))
     if remark:
         logger.warning(remark)
     if trainable:

@@ -39,6 +39,7 @@ from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
+from llamafactory.training.callbacks.profiler import profilers
 from llamafactory.training.callbacks.progress import ProgressLine
 from llamafactory.training.guard import NonFiniteGuard
 from llamafactory.training.isolation import check_isolation
@@ -207,6 +208,7 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
     found: list[TrainerCallback] = [LogFile(Path(str(config.training.output_dir))), ProgressLine(live=bar)]
     if config.finetuning.early_stopping_steps:
         found.append(EarlyStopping(config.finetuning.early_stopping_steps))
+    found.extend(profilers(config.profiler, str(config.training.output_dir)))
     return found
 
 
