@@ -24,10 +24,17 @@ from llamafactory.models.kernels.liger import LOSSES, apply_liger
 
 RUN = {"model_name_or_path": "m", "dataset": "d", "do_train": True, "output_dir": "o"}
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+LIGER = r"'llamafactory\[liger\]'"
 PACKAGES = [
-    ({"enable_liger_kernel": True}, "liger_kernel", "enable_liger_kernel: true", "liger-kernel", "a Triton kernel"),
+    (
+        {"enable_liger_kernel": True},
+        "liger_kernel",
+        "enable_liger_kernel: true",
+        r"'llamafactory\[liger\]'",
+        "a Triton kernel",
+    ),
     ({"use_unsloth": True}, "unsloth", "use_unsloth: true", "unsloth", "unsloth"),
-    ({"fp8": True, "pure_bf16": True}, "torchao", "fp8: true", "torchao", "a matrix product in FP8"),
+    ({"fp8": True, "pure_bf16": True}, "torchao", "fp8: true", r"'llamafactory\[fp8\]'", "a matrix product in FP8"),
 ]
 
 

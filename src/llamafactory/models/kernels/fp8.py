@@ -44,7 +44,7 @@ def check(config: RunConfig) -> None:
             f"{config.place('fp8')}: fp8: true with precision {config.precision}: what is not FP8 is computed in bf16; "
             "set bf16: true, or pure_bf16: true"
         )
-    require("torchao", f"{config.place('fp8')}: fp8: true", install="torchao")
+    require("torchao", f"{config.place('fp8')}: fp8: true", extra="fp8")
     require_gpu(config, "fp8", "a matrix product in FP8", capability=(8, 9))
 
 

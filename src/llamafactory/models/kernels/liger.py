@@ -31,7 +31,7 @@ FACTS = Facts(
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError without a GPU, MissingPackageError without the package."""
-    require("liger_kernel", f"{config.place('enable_liger_kernel')}: enable_liger_kernel: true", install="liger-kernel")
+    require("liger_kernel", f"{config.place('enable_liger_kernel')}: enable_liger_kernel: true", extra="liger")
     require_gpu(config, "enable_liger_kernel", "a Triton kernel")
 
 

@@ -46,6 +46,7 @@ FACTS = Facts(
         ),
         Clash("mixture_of_depths", "groups need all tokens of a sequence", "keep one of the two"),
         Clash("use_unsloth", "unsloth brings its own attention", "keep one of the two"),
+        Clash("torch_compile", "the groups change with every batch", "remove one of the two"),
     ),
 )
 
