@@ -12,6 +12,7 @@ from tests.training.runs import logged, make_trainer, run_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
+from llamafactory import ChatModel
 from llamafactory.config import load_config
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.models.build import reload_model
@@ -141,6 +142,8 @@ def test_training_routes_saves_and_answers(load, model_dir: Path, tmp_path: Path
     ids = torch.tensor([rows[0]["input_ids"]])
     assert torch.allclose(logits(again.model, ids), logits(model, ids), atol=1e-6)
     assert again.model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
+    with ChatModel({"model_name_or_path": str(tmp_path / "saved"), "template": "chatml", "max_new_tokens": 4}) as chat:
+        assert chat.chat([{"role": "user", "content": "hi"}]).completion_tokens <= 4
     further, _, _ = load(**{**options, "model_name_or_path": str(tmp_path / "saved")}, mixture_of_depths="load")
     assert torch.equal(further.model.model.layers[1].router.weight, router.detach())
 

@@ -147,6 +147,7 @@ class HuggingFaceEngine:
             num_beams=options.num_beams,
             repetition_penalty=options.repetition_penalty,
             length_penalty=options.length_penalty,
+            use_cache=bool(self._model.config.use_cache),
             eos_token_id=stop_ids,
             pad_token_id=stop_ids[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
             **sampling,
