@@ -21,6 +21,7 @@ from llamafactory.models.kernels.mixture_of_depths import (
     MARK,
     ROUTER_LOSS,
     DepthLayer,
+    _chosen_mask,
     apply_depths,
     choose_tokens,
 )
@@ -215,3 +216,15 @@ def test_what_it_cannot_stand_beside(options: dict[str, object], sentence: str) 
     run = {"model_name_or_path": "m", "dataset": "d", "do_train": True, "output_dir": "o", "finetuning_type": "full"}
     with pytest.raises(ConfigError, match=sentence):
         load_config({**run, "mixture_of_depths": "convert", **options})
+
+
+def test_windows_of_attention_hold_between_the_chosen() -> None:
+    """Positions 1, 4 and 6 of a window of 4: 6 sees 4 and not 1; the fill (0) stands last."""
+    place = torch.arange(8)
+    window = (place[:, None] >= place) & (place[:, None] - place < 4)
+    index = torch.tensor([[1, 4, 6, 0]])
+    seen = _chosen_mask(window[None, None], index, torch.float)[0, 0]
+    assert seen.tolist() == [[True, False, False, False], [True, True, False, False], [False, True, True, False],
+                             [False, False, False, True]]  # fmt: skip
+    added = torch.zeros(1, 1, 8, 8).masked_fill(~window, torch.finfo(torch.float).min)
+    assert torch.equal(_chosen_mask(added, index, torch.float)[0, 0] == 0, seen)

@@ -87,7 +87,7 @@ class DepthLayer(nn.Module):
             return hidden_states
         index = torch.sort((~chosen).byte(), dim=1, stable=True).indices[:, :num_chosen]  # in the order of the text
         kwargs |= _gathered(kwargs, index)
-        kwargs["attention_mask"] = _chosen_mask(mask, chosen, index, hidden_states.dtype)
+        kwargs["attention_mask"] = _chosen_mask(mask, index, hidden_states.dtype)
         inputs = _take(hidden_states, index)
         outputs = super().__call__(inputs, *args, **kwargs)
         weights = torch.where(chosen, scores, 0.0).gather(1, index)[..., None]
@@ -132,14 +132,13 @@ def _seen(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask == 0
 
 
-def _chosen_mask(mask: Tensor | None, chosen: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+def _chosen_mask(mask: Tensor | None, index: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, 1, k, k] in the form of `mask` (booleans for None): who of the chosen sees whom.
 
-    Every position sees at least itself, so that what fills up a row at its end gives numbers too.
+    What fills up a row stands behind its chosen tokens, so none of them sees it; it sees itself, to give numbers too.
     """
     size = index.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
-    seen = causal & chosen.gather(1, index)[:, None, None, :]
+    seen = torch.ones(len(index), 1, size, size, dtype=torch.bool, device=index.device).tril()
     if mask is not None:
         rows = torch.arange(len(index), device=index.device)[:, None, None]
         whole = _seen(mask).expand(len(index), -1, -1, -1)[:, 0]
