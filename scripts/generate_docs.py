@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from llamafactory.config.availability import gaps
@@ -161,10 +162,10 @@ def setting_words(setting: tuple[str, tuple[object, ...]]) -> str:
     return f"`{key}: {', '.join(plain(value) for value in values)}`" if values else f"`{key}`"
 
 
-def optimizer_table() -> str:
-    """What chooses each optimizer, and what it cannot stand beside and why, as its file states it."""
-    rows = ["| optimizer | chosen by | does not combine with |", "| --- | --- | --- |"]
-    for facts in sorted(read_facts("llamafactory.optim").values(), key=lambda facts: facts.title.lower()):
+def part_table(package: str, heading: str) -> str:
+    """What chooses each part of a package, and what it cannot stand beside and why, as its file states it."""
+    rows = [f"| {heading} | chosen by | does not combine with |", "| --- | --- | --- |"]
+    for facts in sorted(read_facts(package).values(), key=lambda facts: facts.title.lower()):
         choices = " or ".join(setting_words(setting) for setting in facts.chosen_by)
         clashes = []
         for clash in facts.clashes:
@@ -195,7 +196,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "templates": template_table,
     "renamed": renamed_table,
     "planned": planned_table,
-    "optimizers": optimizer_table,
+    "optimizers": partial(part_table, "llamafactory.optim", "optimizer"),
+    "kernels": partial(part_table, "llamafactory.models.kernels", "kernel"),
     "combinations": combination_tables,
 }
 

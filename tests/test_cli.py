@@ -186,7 +186,7 @@ def test_old_code_page_shows_what_it_cannot_print(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("use_unsloth=true", "this version cannot run loading through unsloth yet"),
+        ("fp8_backend=te", "this version cannot run FP8 through this package yet"),
         ("lora_rnak=4", "did you mean 'lora_rank'?"),
     ],
 )

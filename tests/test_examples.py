@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from llamafactory.config import load_config
 from llamafactory.models.expand import expand_model
+from llamafactory.models.load import load_model
+from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.recipes.init import run_init
 from llamafactory.recipes.predict import run_predict
 from llamafactory.recipes.train import run_train
@@ -231,6 +233,37 @@ def test_adapter_example_on_a_tiny_model(
     given = [str(EXAMPLES / "extras" / f"{name}.yaml"), *(f"{key}={value}" for key, value in smaller.items())]
     assert run_train(load_config(given))["train_loss"] > 0
     assert (tmp_path / "run" / ("model" if base != tiny else "adapter_model")).with_suffix(".safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "file", "options"),
+    [
+        ("longlora", "adapter_model.safetensors", {"cutoff_len": 4096, "bf16": "false"}),
+        ("mod", "model.safetensors", {"cutoff_len": 128, "optim": "adamw_torch", "pure_bf16": "false"}),
+    ],
+)
+def test_long_context_and_depth_examples_on_a_tiny_model(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, options: dict[str, object]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (path,) = (EXAMPLES / "extras" / name).glob("*.yaml")
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "max_samples": 8, "max_steps": 3,
+        "gradient_accumulation_steps": 2, "logging_steps": 1, "preprocessing_num_workers": 1, "plot_loss": "false",
+        "use_cpu": "true", "learning_rate": 0.005, "lr_scheduler_type": "constant",
+    } | options  # fmt: skip
+    run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))
+    lines = (tmp_path / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / file).is_file()
+    config = load_config(str(tmp_path), command="chat")
+    loaded = load_model(config, load_tokenizer(config), trainable=False)
+    if name == "longlora":
+        assert loaded.model.config.rope_parameters["factor"] == 2.0
+    else:
+        assert loaded.model.config.mixture_of_depths["layers"] == [1, 3]
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ Setting = tuple[str, tuple[object, ...]]
 """A key and the values meant; no values: any but the default."""
 
 PROCESSES, SHARDED, DEEPSPEED, ZERO3 = "several processes", "fsdp", "deepspeed", "ZeRO-3"
-SAME_REFERENCE = "a reference model made of the trained one"
-"""Circumstances of a run that stand where a key may: they can come from the launch as well as from an option."""
+PACKED, SAME_REFERENCE = "packed examples", "a reference model made of the trained one"
+"""Circumstances of a run that stand where a key may: they can come from the launch or a default as well."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,9 @@ _NAMES: dict[str, object] = {
     "OUT_OF_THE_BASE": OUT_OF_THE_BASE,
     "FROM_DATA": FROM_DATA,
     "WHOLE_BASE": WHOLE_BASE,
+    "PACKED": PACKED,
+    "SHARDED": SHARDED,
+    "DEEPSPEED": DEEPSPEED,
 }
 
 

@@ -43,8 +43,8 @@ def test_missing_value_names_those_that_work() -> None:
 
 
 def test_every_missing_part_is_told_at_once() -> None:
-    config = load_config({**TRAIN, "use_unsloth": True, "quantization_bit": 4, "enable_liger_kernel": True})
-    found = {"use_unsloth", "quantization_bit", "enable_liger_kernel"} & {gap.key for gap in gaps()}
+    config = load_config({**TRAIN, "fp8_backend": "te", "quantization_bit": 4, "use_swanlab": True})
+    found = {"fp8_backend", "quantization_bit", "use_swanlab"} & {gap.key for gap in gaps()}
     if not found:
         pytest.skip("all of these parts exist")
     with pytest.raises(ConfigError) as caught:

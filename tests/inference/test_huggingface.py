@@ -250,3 +250,16 @@ def test_max_concurrent_must_be_a_number(value: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MAX_CONCURRENT", value)
     with pytest.raises(ConfigError, match="MAX_CONCURRENT"):
         _max_concurrent()
+
+
+def test_without_a_cache_every_token_is_computed_from_the_whole_text() -> None:
+    setup = Setup()
+    widths: list[int] = []
+    embed = setup.model.get_input_embeddings()
+    embed.register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
+    cached = "".join(delta.text for delta in setup.answer())
+    assert widths[1:] == [1] * (len(widths) - 1)
+    widths.clear()
+    setup.model.config.use_cache = False
+    assert "".join(delta.text for delta in setup.answer()) == cached
+    assert widths == list(range(widths[0], widths[0] + len(widths)))

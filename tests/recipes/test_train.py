@@ -172,5 +172,5 @@ def test_bad_data_stops_before_the_model_is_read_and_is_recorded(options: dict[s
 
 
 def test_parts_that_do_not_exist_yet_are_refused_in_one_sentence(options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="shift_attn"):
-        run_train(options | {"shift_attn": True})
+    with pytest.raises(ConfigError, match="fp8_backend: 'te'"):
+        run_train(options | {"fp8_backend": "te"})

@@ -71,8 +71,6 @@ def ppo_limits(config: RunConfig) -> Iterator[Violation]:
         )
     if config.generation.num_beams > 1:
         yield Violation(("num_beams", "stage"), "ppo learns from samples, not from beam search", "set num_beams to 1")
-    if config.compute.shift_attn:
-        yield Violation(("shift_attn", "stage"), "ppo generates text, which this attention cannot", "remove shift_attn")
     if not set(config.training.report_to) <= PPO_TRACKERS:
         yield Violation(("report_to", "stage"), f"ppo reports to {', '.join(sorted(PPO_TRACKERS))}", "choose of these")
 

@@ -17,6 +17,7 @@ from llamafactory.config.violation import Rule, Violation, value_of
 from llamafactory.facts import (
     ADAMW_ONLY,
     DEEPSPEED,
+    PACKED,
     PROCESSES,
     SAME_REFERENCE,
     SHARDED,
@@ -31,16 +32,21 @@ OPTIMIZER = "optimizer"
 QUANTIZER = "quantization_method"
 ADAPTER = "finetuning_type"
 START = "start of LoRA"
+KERNEL = "kernel"
 
 
 @dataclass(frozen=True)
 class Room:
-    """A package of parts that state facts. while_set: its parts count only while this key has a value. commands: only
-    there; empty means everywhere."""
+    """A package of parts that state facts.
+
+    while_set: its parts count only while this key has a value. commands: only there; empty means everywhere. several:
+    a run may choose several of its parts.
+    """
 
     package: str
     while_set: str | None = None
     commands: tuple[str, ...] = ()
+    several: bool = False
 
 
 FAMILIES = {
@@ -48,6 +54,7 @@ FAMILIES = {
     ADAPTER: Room("llamafactory.models.adapters", commands=TRAIN),
     START: Room("llamafactory.models.adapters.starts", commands=TRAIN),
     QUANTIZER: Room("llamafactory.models.quantization", while_set="quantization_bit"),
+    KERNEL: Room("llamafactory.models.kernels", commands=TRAIN, several=True),
 }
 """The key whose values are the names of the parts (a word where there is no one such key) -> their room."""
 
@@ -77,13 +84,13 @@ def replaces_optim(config: RunConfig) -> bool:
 
 
 def part_clashes(config: RunConfig) -> Iterator[Violation]:
-    """What each chosen part cannot stand beside; and of each family one part is chosen."""
+    """What each chosen part cannot stand beside; and of most families one part is chosen."""
     for family, room in FAMILIES.items():
         if room.commands and config.command not in room.commands:
             continue
         chosen = chosen_parts(config, family)
         choices = {name: str(_choice(config, family, name, facts)) for name, facts in chosen.items()}
-        if len(choices) > 1:
+        if len(choices) > 1 and not room.several:
             keys = sorted(choices.values(), key=list(options()).index)
             yield Violation(tuple(keys), f"there is one {family}", "keep one of them")
             continue
@@ -133,6 +140,7 @@ _CIRCUMSTANCES: Mapping[str, _Circumstance] = {
         lambda config: _is_set(config, "deepspeed") or env.is_enabled("ACCELERATE_USE_DEEPSPEED"), ("deepspeed",)
     ),
     ZERO3: _Circumstance(lambda config: zero_stage(config) == 3, ("deepspeed",)),
+    PACKED: _Circumstance(lambda config: config.packs),
     SAME_REFERENCE: _Circumstance(
         lambda config: config.uses_reference and config.preference.ref_model is None, ("use_asft_loss", "stage")
     ),

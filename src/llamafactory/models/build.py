@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
+from llamafactory.models.kernels.mixture_of_depths import apply_depths
+from llamafactory.models.kernels.unsloth import load_unsloth
 from llamafactory.models.quantization import mark
 from llamafactory.models.safetensors_file import folder_shapes
 
@@ -67,6 +69,11 @@ def build_weights(
     quantizer: Quantizer | None = None,
 ) -> PreTrainedModel:
     """Read the weights, or create random ones with train_from_scratch. Raises ModelError, CheckpointError."""
+    if trainable and config.compute.use_unsloth:
+        model = load_unsloth(config, folder, dtype)
+        if quantizer is not None:
+            mark(model, quantizer.result, folder)
+        return model
     options: dict[str, object] = {"dtype": dtype, "trust_remote_code": config.hub.trust_remote_code}
     options |= quantizer.options if quantizer is not None else {}
     if attention is not None:
@@ -170,4 +177,5 @@ def reload_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrain
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: the model in it cannot be read ({first_line(error)}); do not use it") from error
     refuse_meta(model, folder)
+    apply_depths(model, None, folder, trainable=False)
     return model.eval()

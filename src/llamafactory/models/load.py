@@ -22,13 +22,14 @@ from llamafactory.logs import get_logger, notice
 from llamafactory.models import build
 from llamafactory.models.adapters import ADAPTERS
 from llamafactory.models.attach import adapter_folders, attach_given
-from llamafactory.models.attention import choose_attention
-from llamafactory.models.checkpointing import enable_checkpointing
+from llamafactory.models.attention import choose_attention, find_device
 from llamafactory.models.compat import calm_libraries
+from llamafactory.models.compute import add_checkpoints, add_kernels, attention_kernel
 from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
-from llamafactory.models.families import family_facts
 from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
+from llamafactory.models.kernels import check_kernels
+from llamafactory.models.kernels.mixture_of_depths import apply_depths, is_marked
 from llamafactory.models.quantization import quantization_of
 from llamafactory.models.quantization._choose import choose_quantizer
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
@@ -86,6 +87,8 @@ def load_model(
     taken up; training makes a new one where there is none. Raises ConfigError, ModelError.
     """
     _refuse(config)
+    if trainable:
+        check_kernels(config)
     calm_libraries()
     if trainable:
         set_seed(config.training.seed)
@@ -163,10 +166,11 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     positions = _stretch(config, hf_config, earlier, notes, trainable=trainable)
     if trainable and config.compute.moe_aux_loss_coef:
         set_router_loss(hf_config, config.compute.moe_aux_loss_coef)
-    on_gpu = torch.cuda.is_available() and not config.training.use_cpu
-    attention, remark = choose_attention(config.compute.flash_attn, hf_config, on_gpu=on_gpu)
+    attention, remark = choose_attention(config.compute.flash_attn, hf_config, find_device(config, plan.load))
     if remark:
         logger.warning(remark)
+    if trainable:
+        attention = attention_kernel(config, hf_config, notes) or attention
     if not config.model.low_cpu_mem_usage:
         notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
     quantizer = choose_quantizer(config, hf_config, dtype=plan.frozen, trainable=trainable)
@@ -175,6 +179,13 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
     model = build.build_weights(
         config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable, quantizer=quantizer
     )
+    if note := apply_depths(
+        model,
+        config.model.mixture_of_depths,
+        None if config.model.train_from_scratch else folder,
+        trainable=trainable,
+    ):
+        notes.append(note)
     grown = _fit_vocab(model, config, bundle, earlier, trainable=trainable)
     record = BaseRecord(
         base_model=_portable_name(config),
@@ -392,14 +403,13 @@ def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, not
             f"finetuning_type: {config.finetuning.finetuning_type} leaves no parameter to train with these options; "
             "name layers or modules that exist, or unfreeze parts of the model"
         )
-    if not config.compute.disable_gradient_checkpointing and family_facts(base.config).checkpointing:
-        layers = enable_checkpointing(base, reentrant=config.compute.use_reentrant_gc)
-        notes.append(f"gradient checkpointing: {layers} layers")
+    add_checkpoints(base, config, notes)
+    add_kernels(model, config, notes)
     base.config.use_cache = False
     model.train()
 
 
 def _prepare_inference(model: PreTrainedModel | PeftModel, config: RunConfig) -> None:
     model.requires_grad_(False)
-    model.config.use_cache = config.compute.use_kv_cache
+    model.config.use_cache = config.compute.use_kv_cache and not is_marked(model.config)
     model.eval()

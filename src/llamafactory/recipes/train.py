@@ -18,6 +18,7 @@ from llamafactory.config.availability import refuse_unavailable
 from llamafactory.data.pipeline import build_datasets
 from llamafactory.inference.loading import load_renderer
 from llamafactory.logs import get_logger, notice
+from llamafactory.models.kernels import check_kernels
 from llamafactory.models.load import LoadedModel, load_model, load_reference
 from llamafactory.models.save import SaveOptions, save_model
 from llamafactory.models.start import START_FILE, has_start
@@ -63,6 +64,8 @@ def _run(config: RunConfig) -> dict[str, float]:
     if _only_predicts(config):
         return predict(config)
     args = check_training(config)
+    if training.do_train:
+        check_kernels(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
     stage = STAGES.load(config.finetuning.stage)

@@ -41,6 +41,7 @@ from llamafactory.training.balance import balance_line
 from llamafactory.training.batch_terms import build_batch_terms
 from llamafactory.training.callbacks.early_stopping import EarlyStopping
 from llamafactory.training.callbacks.log_file import LogFile
+from llamafactory.training.callbacks.profiler import profilers
 from llamafactory.training.callbacks.progress import ProgressLine
 from llamafactory.training.callbacks.rank_allocation import RankAllocation
 from llamafactory.training.guard import NonFiniteGuard
@@ -213,6 +214,7 @@ def _callbacks(config: RunConfig) -> list[TrainerCallback]:
         found.append(EarlyStopping(config.finetuning.early_stopping_steps))
     if config.finetuning.finetuning_type == "adalora":
         found.append(RankAllocation(config))
+    found.extend(profilers(config.profiler, str(config.training.output_dir)))
     return found
 
 

@@ -156,7 +156,6 @@ def aux_loss(core: Any, output: Any) -> Tensor | None:
     loss = getattr(output, "aux_loss", None)
     if loss is None:
         return None
-    coefficient = getattr(core, "router_aux_loss_coef", None)
-    if coefficient is None:
-        coefficient = getattr(core.config.get_text_config(), "router_aux_loss_coef", 0.0)
-    return loss * coefficient
+    places = (core, core.config.get_text_config())
+    found = [getattr(place, name, None) for place in places for name in ("router_aux_loss_coef", "aux_loss_coef")]
+    return loss * next((coefficient for coefficient in found if coefficient is not None), 0.0)

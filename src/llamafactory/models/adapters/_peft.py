@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from llamafactory.logs import get_logger, notice
 from llamafactory.models.attach import adapter_folders, attach, attach_given, tie_copies
+from llamafactory.models.kernels.unsloth import wrap_lora
 from llamafactory.models.merge import merge_adapters
 from llamafactory.models.quantization import quantization_of
 from llamafactory.models.targets import embedding_names, modules_to_save, target_modules, tied_head
@@ -66,6 +67,8 @@ def _create(model: PreTrainedModel, config: RunConfig, options: Options, *, voca
     elif ties:  # PEFT keeps copies together for LoRA alone
         saved = (*saved, str(head))
     chosen.modules_to_save = list(saved) or None
+    if config.compute.use_unsloth:
+        return wrap_lora(model, chosen, config)
     wrapped = get_peft_model(model, chosen, autocast_adapter_dtype=not config.finetuning.pure_bf16)
     tie_copies(wrapped)
     return wrapped

@@ -22,19 +22,24 @@ class FamilyFacts:
     """One family.
 
     attention: our `flash_attn` value to transformers' name, where it differs from the rule. router_logits: the config
-    has `output_router_logits`. router_loss: name of its router loss coefficient. checkpointing: gradient checkpointing
-    works. projector, vision, language: module names of a multimodal model's parts. lora_excluded: modules that LoRA
-    must not touch.
+    has `output_router_logits`. router_loss: name of its router loss coefficient, with dots where it is nested.
+    router_unsummed: transformers returns router logits and computes no loss from them. checkpointing: gradient
+    checkpointing works. projector, vision, language: module names of a multimodal model's parts. lora_excluded:
+    modules that LoRA must not touch. shifted, depths: its decoder layers can do shifted sparse attention,
+    mixture-of-depths.
     """
 
     attention: dict[str, str] = field(default_factory=dict)
     router_logits: bool = False
     router_loss: str | None = None
+    router_unsummed: bool = False
     checkpointing: bool = True
     projector: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     lora_excluded: tuple[str, ...] = ()
+    shifted: bool = False
+    depths: bool = False
 
     @property
     def is_composite(self) -> bool:
@@ -55,6 +60,11 @@ def _table() -> dict[str, FamilyFacts]:
 def _facts(row: dict[str, object]) -> FamilyFacts:
     values = {key: tuple(value) if key in _TUPLES else value for key, value in row.items()}  # type: ignore[arg-type]
     return FamilyFacts(**values)  # type: ignore[arg-type]
+
+
+def families_with(fact: str) -> list[str]:
+    """Families for which a fact of this name holds."""
+    return sorted(name for name, facts in _table().items() if getattr(facts, fact))
 
 
 def router_families() -> list[str]:
