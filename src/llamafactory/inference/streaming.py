@@ -1,12 +1,14 @@
 """Turn a stream of token ids into a stream of text that can be shown at once.
 
 A character may be spread over several tokens and a stop text over several pieces; both are held back until they are
-complete. Knows a tokenizer's `decode` and nothing else.
+complete. Knows a tokenizer's `decode`; no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
+from llamafactory.inference.engine import TokenLogprob
 
 REPLACEMENT = "\ufffd"
 _MAX_HELD = 3  # an unfinished UTF-8 character has at most three bytes: three tokens, or three U+FFFD
@@ -122,3 +124,29 @@ class AnswerStream:
 
     def _flush(self) -> str:
         return self._filter.push(self._detokenizer.finish()) + self._filter.finish()
+
+
+class LogprobQueue:
+    """Hands out log-probabilities of tokens together with the text they make; stop tokens make none."""
+
+    def __init__(self, stop_ids: Sequence[int]) -> None:
+        self._stop_ids = frozenset(stop_ids)
+        self._waiting: list[TokenLogprob] = []
+
+    def push(self, token: TokenLogprob) -> None:
+        """Add the next token of the answer."""
+        if token.token_id not in self._stop_ids:
+            self._waiting.append(token)
+
+    def take(self, text: str) -> tuple[TokenLogprob, ...]:
+        """The waiting tokens that `text`, the next piece of the answer, consists of."""
+        covered = count = 0
+        while covered < len(text) and count < len(self._waiting):
+            covered += len(self._waiting[count].text)
+            count += 1
+        found, self._waiting = self._waiting[:count], self._waiting[count:]
+        return tuple(found)
+
+    def finish(self, text: str, *, cut: bool) -> tuple[TokenLogprob, ...]:
+        """The tokens of the last piece; all that wait, unless a stop cut the rest off."""
+        return self.take(text) if cut else self.take(text) + tuple(self._waiting)

@@ -1,46 +1,47 @@
-"""Answers from a transformers model in this process: `generate` in a thread, its tokens streamed out as they come.
+"""Answers from a transformers model in this process.
 
-Knows the model, its tokenizer and renderer; one answer at a time unless MAX_CONCURRENT says otherwise.
+Knows the model, its tokenizer and renderer, and turns options into tokens and tokens into text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llamafactory.errors import ConfigError, ModelError
-from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions
+from llamafactory.errors import ConfigError, DataError, ModelError
+from llamafactory.inference.alone import AloneRunner
+from llamafactory.inference.batching import BatchRunner
+from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions, TokenLogprob
+from llamafactory.inference.grammar import GrammarCompiler
+from llamafactory.inference.handover import Outbox
 from llamafactory.inference.loading import load_renderer
-from llamafactory.inference.streaming import AnswerStream
+from llamafactory.inference.row_cache import why_not_shared
+from llamafactory.inference.sampling import Answer, Token, new_generator
+from llamafactory.inference.streaming import AnswerStream, LogprobQueue
+from llamafactory.logs import notice
 from llamafactory.models.load import load_model
+from llamafactory.models.reward import score_sequences
+from llamafactory.models.value_head import value_head_of
 from llamafactory.rendering.records import Conversation
 from llamafactory.rendering.renderer import Renderer
 
 if TYPE_CHECKING:
     from llamafactory.config import RunConfig
 
-Emit = Callable[[int | BaseException | None], None]
+SCORE_BATCH = 8  # sequences of one forward pass
+MAX_CONCURRENT = 16  # answers decoded together unless the environment says otherwise
 
 
 def build(config: RunConfig) -> HuggingFaceEngine:
-    """Load the model, its adapters and its renderer as `config` says."""
+    """Load the model, its adapters, a reward model's value head and the renderer as `config` says."""
     bundle, renderer = load_renderer(config)
-    model = load_model(config, bundle, trainable=False).model
+    scores = config.finetuning.stage == "rm"
+    model = load_model(config, bundle, trainable=False, head="value" if scores else "lm").model
     return HuggingFaceEngine(model, bundle.tokenizer, renderer, max_concurrent=_max_concurrent())
 
 
@@ -53,107 +54,95 @@ class HuggingFaceEngine:
         tokenizer: PreTrainedTokenizerBase,
         renderer: Renderer,
         *,
-        max_concurrent: int = 1,
+        max_concurrent: int = MAX_CONCURRENT,
     ) -> None:
         self.renderer = renderer
         self._model = model.eval()
         self._model.generation_config = GenerationConfig()
         self._tokenizer = tokenizer
-        self._slots = asyncio.Semaphore(max_concurrent)
-        self._pool = ThreadPoolExecutor(max_concurrent, thread_name_prefix="generate")
-        self._closing = threading.Event()
+        self._gives_scores = value_head_of(model) is not None
+        self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
+        self._alone = AloneRunner(model)
+        self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
-    def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """Token ids the model is asked to continue: those of the training renderer."""
-        return self.renderer.prompt_ids(conversation)
+    def prompt_ids(self, prompt: Conversation | str) -> list[int]:
+        """Token ids the model is asked to continue: those of the training renderer; of a text, the tokenizer's own."""
+        if isinstance(prompt, str):
+            ids: list[int] = self._tokenizer(prompt)["input_ids"]
+            return ids
+        return self.renderer.prompt_ids(prompt)
 
-    async def generate(self, conversation: Conversation, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        prompt = self.prompt_ids(conversation)
-        settings = self._settings(options, len(prompt))
+        answer = self._answer(self.prompt_ids(prompt), options)
         stream = AnswerStream(
             lambda ids: self._decode(ids, options), stop_ids=self.renderer.stop_ids, stops=options.stop
         )
-        async with self._slots, aclosing(self._tokens(prompt, settings, options.seed)) as tokens:
+        logprobs = LogprobQueue(self.renderer.stop_ids)
+        async with aclosing(self._tokens(answer)) as tokens:
             async for token in tokens:
-                text = stream.push(token)
+                text = stream.push(token.id)
+                if options.top_logprobs is not None:
+                    logprobs.push(self._named(token))
                 if stream.stopped:
                     break
                 if text:
-                    yield Delta(text, None, len(prompt), stream.num_tokens)
+                    yield Delta(text, None, len(answer.prompt), stream.num_tokens, logprobs.take(text))
                     text = ""
             else:
                 text = stream.finish()
         reason: FinishReason = "stop" if stream.stopped else "length"
-        yield Delta(text, reason, len(prompt), stream.num_tokens)
+        yield Delta(text, reason, len(answer.prompt), stream.num_tokens, logprobs.finish(text, cut=stream.stopped))
+
+    async def score(self, texts: Sequence[str], *, max_length: int | None = None) -> list[float]:
+        """Score plain texts with a reward model; see `Engine.score`."""
+        if not self._gives_scores:
+            raise ModelError(
+                "this model gives answers and no scores: it has no value head; load a reward model, trained with "
+                "stage: rm, and set stage: rm"
+            )
+        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        for number, row in enumerate(rows, start=1):
+            if not row:
+                raise DataError(f"text {number} is empty; a reward model scores at least one token")
+            if max_length is not None and len(row) > max_length:
+                raise ModelError(
+                    f"text {number} has {len(row)} tokens, max_length is {max_length}; shorten it or raise max_length"
+                )
+        pad = self._tokenizer.pad_token_id or 0
+        return await asyncio.to_thread(score_sequences, self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
 
     async def close(self) -> None:
         """Stop running answers and let the model go."""
-        self._closing.set()
-        await asyncio.to_thread(self._pool.shutdown, wait=True)
+        await asyncio.to_thread(self._alone.close)
+        if self._batch is not None:
+            await asyncio.to_thread(self._batch.close)
 
-    async def _tokens(
-        self, prompt: list[int], settings: GenerationConfig, seed: int | None
-    ) -> AsyncGenerator[int, None]:
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[int | BaseException | None] = asyncio.Queue()
-        cancelled = threading.Event()
+    async def _tokens(self, answer: Answer) -> AsyncGenerator[Token, None]:
+        outbox = Outbox()
+        runner = self._batch if self._batch is not None and answer.options.num_beams == 1 else self._alone
+        runner.submit(answer, outbox)
+        async with aclosing(outbox.read()) as tokens:
+            async for token in tokens:
+                yield token
 
-        def emit(item: int | BaseException | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        work = loop.run_in_executor(self._pool, self._run, prompt, settings, seed, emit, cancelled)
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            cancelled.set()
-            await asyncio.shield(work)
-
-    def _run(
-        self, prompt: list[int], settings: GenerationConfig, seed: int | None, emit: Emit, cancelled: threading.Event
-    ) -> None:
-        """Generate in this thread; every token, an exception, and at the end None go to `emit`."""
-        ids = torch.tensor([prompt], device=self._model.device)
-        streams = settings.num_beams == 1
-        try:
-            with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
-                if seed is not None:
-                    torch.manual_seed(seed)
-                found = self._model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=settings,
-                    streamer=_TokenStreamer(emit) if streams else None,
-                    stopping_criteria=StoppingCriteriaList([_StopWhen(cancelled, self._closing)]),
-                )
-            if not streams:
-                for token in found[0, len(prompt) :].tolist():
-                    emit(token)
-        except BaseException as error:
-            emit(error)
-        finally:
-            emit(None)
-
-    def _settings(self, options: GenerationOptions, num_prompt: int) -> GenerationConfig:
-        room = self._room(options, num_prompt)
-        sampling = {} if options.is_greedy else _sampling(options)
-        stop_ids = list(self.renderer.stop_ids)
-        return GenerationConfig(
-            max_new_tokens=room,
-            do_sample=not options.is_greedy,
-            num_beams=options.num_beams,
-            repetition_penalty=options.repetition_penalty,
-            length_penalty=options.length_penalty,
-            eos_token_id=stop_ids,
-            pad_token_id=stop_ids[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
-            **sampling,
-        )
+    def _answer(self, prompt: list[int], options: GenerationOptions) -> Answer:
+        """The state of a new answer. Raises ModelError, ConfigError for what cannot be answered."""
+        if self._gives_scores:
+            raise ModelError(
+                "this model is a reward model, which gives scores and no answers; score texts with it, or load a model "
+                "of another stage"
+            )
+        _refuse_beams(options)
+        room = self._room(options, len(prompt))
+        grammar = self._grammars.compile(options.json_schema) if options.json_schema else None
+        stop_ids = frozenset(self.renderer.stop_ids)
+        return Answer(prompt, options, stop_ids, room, grammar, new_generator(options))
 
     def _room(self, options: GenerationOptions, num_prompt: int) -> int:
-        """Tokens the answer may have. Raises ModelError when the prompt leaves none."""
+        """Tokens the answer may have. Raises ModelError when the prompt leaves none or there is no prompt."""
+        if not num_prompt:
+            raise ModelError("the prompt has no tokens, so there is nothing to continue; give at least one word")
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         room = options.new_tokens(num_prompt)
         if limit is not None:
@@ -170,42 +159,39 @@ class HuggingFaceEngine:
             list(ids), skip_special_tokens=options.skip_special_tokens, clean_up_tokenization_spaces=False
         )
 
+    def _named(self, token: Token) -> TokenLogprob:
+        def text(token_id: int) -> str:
+            return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-class _TokenStreamer(BaseStreamer):
-    """Hand tokens over as `generate` makes them; its first call brings the prompt."""
+        top = tuple((text(other), logprob) for other, logprob in token.top)
+        return TokenLogprob(token.id, text(token.id), token.logprob or 0.0, top)
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._saw_prompt = False
 
-    def put(self, value: torch.Tensor) -> None:
-        if not self._saw_prompt:
-            self._saw_prompt = True
-            return
-        for token in value.reshape(-1).tolist():
-            self._emit(token)
-
-    def end(self) -> None:
+def _refuse_beams(options: GenerationOptions) -> None:
+    """Raise ConfigError for options that beam search cannot follow."""
+    if options.num_beams == 1:
         return
+    given = {
+        "top_logprobs": options.top_logprobs is not None,
+        "json_schema": bool(options.json_schema),
+        "presence_penalty": options.presence_penalty != 0,
+        "frequency_penalty": options.frequency_penalty != 0,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ConfigError(f"{name}: beam search (num_beams: {options.num_beams}) cannot follow it; set num_beams: 1")
 
 
-class _StopWhen(StoppingCriteria):
-    """End the generation after the current token when any of the events is set."""
-
-    def __init__(self, *events: threading.Event) -> None:
-        self._events = events
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        stop = any(event.is_set() for event in self._events)
-        return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)
-
-
-def _sampling(options: GenerationOptions) -> dict[str, float | int]:
-    return {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+def _build_batch(model: PreTrainedModel, max_rows: int) -> BatchRunner | None:
+    """What decodes answers together; None, with a notice, for a model whose answers must be made one by one."""
+    reason = why_not_shared(model)
+    if reason:
+        notice(f"answers of this model are made one at a time, not together, because {reason}")
+        return None
+    return BatchRunner(model, max_rows=max_rows)
 
 
 def _max_concurrent() -> int:
-    value = os.environ.get("MAX_CONCURRENT", "1")
+    value = os.environ.get("MAX_CONCURRENT", str(MAX_CONCURRENT))
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(f"MAX_CONCURRENT: got {value!r} in the environment; give a whole number of at least 1")
     return int(value)
