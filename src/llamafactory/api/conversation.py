@@ -23,7 +23,7 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 
 
 class ConversationReader:
-    """Reads conversations. kinds: media the model understands. thought_words: around a thought, None without thoughts."""
+    """Reads conversations. kinds: media the model understands. thought_words: around a thought, None without any."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class ConversationReader:
         if parts and any(mark in text for mark in PLACEHOLDERS.values() for text in texts):
             raise ApiError(
                 400,
-                f"messages: where media are sent, texts may not hold {', '.join(PLACEHOLDERS.values())}, which stand for them",
+                f"messages: beside media, texts may not hold {', '.join(PLACEHOLDERS.values())}, which stand for media",
                 param="messages",
             )
 
@@ -117,10 +117,21 @@ class ConversationReader:
         return message.content if isinstance(message.content, str) else "".join(pieces)
 
 
-def count_chars(request: ChatRequest) -> int:
-    """Characters of all texts the model will be given."""
-    texts = sum(len(text) for message in request.messages for text in _texts(message))
-    return texts + len(_tools_text(request))
+def check_chars(request: ChatRequest, most: int) -> None:
+    """Raise ApiError when the texts of a request are longer than so many characters together."""
+    found = sum(len(text) for message in request.messages for text in _texts(message)) + len(_tools_text(request))
+    if found > most:
+        raise too_long(found, most, "messages")
+
+
+def too_long(found: int, most: int, param: str) -> ApiError:
+    """The prompt has more characters than the server reads."""
+    return ApiError(
+        400,
+        f"{param}: {found} characters, this server reads at most {most}; shorten the prompt",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def offered_tools(request: ChatRequest) -> list[Tool]:
