@@ -46,7 +46,7 @@ def create_app(
     gate = Gate(settings.limits.answers)
     metrics = Metrics(gate)
     work = Work(engine, gate, metrics, settings.limits.answer_seconds)
-    app = FastAPI(title="llamafactory", description=_DESCRIPTION, root_path=settings.root_path)
+    app = FastAPI(title="llamafactory", description=_DESCRIPTION)
     app.state.work = work
     install_handlers(app)
     _add_reports(app, settings, metrics)

@@ -30,6 +30,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        scope["root_path"] = self._settings.root_path
         try:
             self._check(scope)
             if scope["type"] == "http":
