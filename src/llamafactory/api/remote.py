@@ -95,19 +95,22 @@ class Fetcher:
     def _get(self, parts: SplitResult, deadline: float) -> bytes | str:
         """The body, or where a redirect leads."""
         connection = self._connect(parts, deadline)
-        sock = connection.sock
         # A server that sends byte by byte keeps every single read short: only a clock of its own ends it in time.
-        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [sock])
+        late = threading.Event()
+        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [connection.sock, late])
         clock.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "*/*", "Accept-Encoding": "identity"})
-            return self._read(connection.getresponse())
+            answer = self._read(connection.getresponse())
         except (OSError, http.client.HTTPException):
-            raise Refused("it does not answer as a server should within the time allowed") from None
+            raise _no_answer() from None
         finally:
             clock.cancel()
             connection.close()
+        if late.is_set():  # what came until then looks like a whole answer
+            raise _no_answer()
+        return answer
 
     def _connect(self, parts: SplitResult, deadline: float) -> http.client.HTTPConnection:
         host, port = parts.hostname or "", parts.port or _port(parts)
@@ -154,6 +157,8 @@ class Fetcher:
             body += chunk
             if len(body) > most:
                 raise Refused(f"it is larger than {most} bytes")
+        if response.length:
+            raise _no_answer()
         return bytes(body)
 
 
@@ -165,7 +170,12 @@ def _no_target() -> NoReturn:
     raise Refused("it redirects to nowhere")
 
 
-def _hang_up(sock: socket.socket) -> None:
+def _no_answer() -> Refused:
+    return Refused("it does not answer as a server should within the time allowed")
+
+
+def _hang_up(sock: socket.socket, late: threading.Event) -> None:
+    late.set()
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
