@@ -30,7 +30,7 @@ from llamafactory.inference.answer_parts import (
 )
 from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions, TokenLogprob
 from llamafactory.rendering.calls import ToolCall
-from llamafactory.rendering.records import Conversation
+from llamafactory.rendering.records import Conversation, Message
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.rendering.tools import load_tool_format
 
@@ -57,6 +57,7 @@ class ChatRoute:
         self._reader = reader
         self._defaults = defaults
         self._limits = limits
+        self._begun = opens_thought(work.engine.renderer)
 
     async def answer(self, body: ChatRequest, request: Request) -> Response:
         """Answer one request."""
@@ -73,9 +74,7 @@ class ChatRoute:
         renderer = self._work.engine.renderer
         if _reads_controls(body, renderer):
             options = [_showing_controls(each) for each in options]
-        words = renderer.thought_words
-        begun = words is not None and renderer.text(conversation, generation=True).rstrip().endswith(words[0])
-        readers = [_answer_reader(body, renderer, begun=begun) for _ in options]
+        readers = [_answer_reader(body, renderer, begun=self._begun) for _ in options]
         return Job(body, conversation, options, readers)
 
     async def _whole(self, job: Job) -> Body:
@@ -170,6 +169,13 @@ def _piece(index: int, delta: Body, finish_reason: str | None = None) -> Body:
 
 def _finish_reason(reason: FinishReason, calls: Sequence[ToolCall]) -> str:
     return "tool_calls" if calls and reason == "stop" else reason
+
+
+def opens_thought(renderer: Renderer) -> bool:
+    """True when prompts end with the words that open a thought, so that answers begin inside it."""
+    words = renderer.thought_words
+    probe = Conversation((Message("user", "a"),))
+    return words is not None and renderer.text(probe, generation=True).rstrip().endswith(words[0])
 
 
 def _answer_reader(body: ChatRequest, renderer: Renderer, *, begun: bool) -> AnswerReader:

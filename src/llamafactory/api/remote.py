@@ -94,12 +94,17 @@ class Fetcher:
 
     def _get(self, parts: SplitResult, deadline: float) -> bytes | str:
         """The body, or where a redirect leads."""
-        connection = self._connect(parts, deadline)
+        host, port = parts.hostname or "", parts.port or _port(parts)
+        sock = self._open(self._addresses(host, port), port, deadline)
         # A server that sends byte by byte keeps every single read short: only a clock of its own ends it in time.
         late = threading.Event()
-        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [connection.sock, late])
+        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [sock, late])
         clock.start()
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = sock
         try:
+            if parts.scheme == "https":
+                connection.sock = _encrypt(sock, host)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "*/*", "Accept-Encoding": "identity"})
             answer = self._read(connection.getresponse())
@@ -111,19 +116,6 @@ class Fetcher:
         if late.is_set():  # what came until then looks like a whole answer
             raise _no_answer()
         return answer
-
-    def _connect(self, parts: SplitResult, deadline: float) -> http.client.HTTPConnection:
-        host, port = parts.hostname or "", parts.port or _port(parts)
-        sock = self._open(self._addresses(host, port), port, deadline)
-        try:
-            if parts.scheme == "https":
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-        except OSError:
-            sock.close()
-            raise Refused("its certificate does not prove that it is the host it names") from None
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = sock
-        return connection
 
     def _addresses(self, host: str, port: int) -> list[Address]:
         try:
@@ -168,6 +160,13 @@ def _port(parts: SplitResult) -> int:
 
 def _no_target() -> NoReturn:
     raise Refused("it redirects to nowhere")
+
+
+def _encrypt(sock: socket.socket, host: str) -> ssl.SSLSocket:
+    try:
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+    except OSError:
+        raise Refused("its certificate does not prove that it is the host it names") from None
 
 
 def _no_answer() -> Refused:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ class HuggingFaceEngine:
         self._tokenizer = tokenizer
         self._gives_scores = value_head_of(model) is not None
         self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
+        self._preparing = threading.Lock()
         self._alone = AloneRunner(model)
         self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
@@ -74,7 +76,7 @@ class HuggingFaceEngine:
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = self._answer(self.prompt_ids(prompt), options)
+        answer = await asyncio.to_thread(self._prepare, prompt, options)
         stream = AnswerStream(
             lambda ids: self._decode(ids, options), stop_ids=self.renderer.stop_ids, stops=options.stop
         )
@@ -101,7 +103,11 @@ class HuggingFaceEngine:
                 "this model gives answers and no scores: it has no value head; load a reward model, trained with "
                 "stage: rm, and set stage: rm"
             )
-        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return await asyncio.to_thread(self._score_rows, texts, max_length)
+
+    def _score_rows(self, texts: Sequence[str], max_length: int | None) -> list[float]:
+        with self._preparing:
+            rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         for number, row in enumerate(rows, start=1):
             if not row:
                 raise DataError(f"text {number} is empty; a reward model scores at least one token")
@@ -110,7 +116,7 @@ class HuggingFaceEngine:
                     f"text {number} has {len(row)} tokens, max_length is {max_length}; shorten it or raise max_length"
                 )
         pad = self._tokenizer.pad_token_id or 0
-        return await asyncio.to_thread(score_sequences, self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        return score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
 
     async def close(self) -> None:
         """Stop running answers and let the model go."""
@@ -125,6 +131,11 @@ class HuggingFaceEngine:
         async with aclosing(outbox.read()) as tokens:
             async for token in tokens:
                 yield token
+
+    def _prepare(self, prompt: Conversation | str, options: GenerationOptions) -> Answer:
+        """The state of a new answer, made beside the event loop: a long prompt takes seconds to become tokens."""
+        with self._preparing:
+            return self._answer(self.prompt_ids(prompt), options)
 
     def _answer(self, prompt: list[int], options: GenerationOptions) -> Answer:
         """The state of a new answer. Raises ModelError, ConfigError for what cannot be answered."""
