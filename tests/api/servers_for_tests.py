@@ -46,6 +46,8 @@ class ScriptedEngine:
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         self.asked.append((prompt, options))
         last = prompt if isinstance(prompt, str) else prompt.messages[-1].content
+        if isinstance(prompt, Conversation):
+            self.renderer.prompt_ids(prompt)
         if last == "too long":
             raise ModelError("The prompt has 900 tokens and leaves no room for an answer; shorten it")
         if last == "broken":
