@@ -46,6 +46,41 @@ class NoCalls:
         return "", ()
 
 
+class _Head:
+    """The beginning of a text: its blanks, and what follows them. Work stays linear however many blanks there are."""
+
+    def __init__(self) -> None:
+        self._blanks: list[str] = []
+        self.found = ""
+
+    def push(self, text: str) -> None:
+        if self.found:
+            self.found += text
+            return
+        self.found = text.lstrip()
+        self._blanks.append(text[: len(text) - len(self.found)])
+
+    @property
+    def whole(self) -> str:
+        return "".join(self._blanks) + self.found
+
+
+class _Tail:
+    """Holds back the blanks at the end of a stream of text until something follows them."""
+
+    def __init__(self) -> None:
+        self._blanks: list[str] = []
+
+    def push(self, text: str) -> str:
+        body = text.rstrip()
+        if not body:
+            self._blanks.append(text)
+            return ""
+        shown = "".join(self._blanks) + body
+        self._blanks = [text[len(body) :]]
+        return shown
+
+
 class FormatCalls:
     """Reads the calls of a tool format. names: of the tools the model was told about.
 
@@ -59,10 +94,10 @@ class FormatCalls:
         self._first = [start.replace("{name}", name) for start in starts.answer for name in names]
         self._filter = StopFilter(starts.anywhere)
         self._all: list[str] = []
-        self._head: str | None = ""  # the beginning of the answer while it may begin calls
+        self._head: _Head | None = _Head()  # while the answer may begin with calls
         self._begun = False
         self._start = 0  # where calls begin, as far as text went through the filter
-        self._blanks = ""
+        self._tail = _Tail()
         self._given = 0
 
     def push(self, text: str) -> str:
@@ -74,8 +109,7 @@ class FormatCalls:
         safe = self._filter.push(text)
         self._start += len(safe)
         self._begun = self._begun or self._filter.stopped
-        shown = (self._blanks + safe).rstrip()
-        self._blanks = (self._blanks + safe)[len(shown) :]
+        shown = self._tail.push(safe)
         self._given += len(shown)
         return shown
 
@@ -87,12 +121,12 @@ class FormatCalls:
     def _look_at_head(self, text: str) -> str:
         """Decide whether the answer begins with calls; returns the text to go on with, empty while it is open."""
         assert self._head is not None
-        self._head += text
-        found = self._head.lstrip()
+        self._head.push(text)
+        found = self._head.found
         self._begun = any(found.startswith(start) for start in self._first)
         if self._begun or any(start.startswith(found) for start in self._first):
             return ""
-        text, self._head = self._head, None
+        text, self._head = self._head.whole, None
         return text
 
 
@@ -116,15 +150,13 @@ class _Trim:
     """Drop blanks at the beginning and the end of a stream of text."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._tail = _Tail()
         self._started = False
 
     def push(self, text: str) -> str:
-        joined = self._held + text
-        shown = joined.rstrip() if self._started else joined.strip()
-        self._started = self._started or bool(shown)
-        self._held = joined[joined.find(shown) + len(shown) :] if self._started else ""
-        return shown
+        text = text if self._started else text.lstrip()
+        self._started = self._started or bool(text)
+        return self._tail.push(text) if text else ""
 
 
 class ThoughtReader:
@@ -137,6 +169,7 @@ class ThoughtReader:
         self._opening, self._closing = words or ("", "")
         self._filter = StopFilter((self._closing,))
         self._trim = _Trim()
+        self._head = _Head()
         self._held = ""
         self._stage = "after" if words is None else "inside" if begun else "before"
         self._leading = False  # line breaks between the thought and the text are dropped
@@ -153,19 +186,18 @@ class ThoughtReader:
         """What was still held back."""
         if self._stage == "inside":
             return self._trim.push(self._filter.finish()), ""
-        held, self._held = self._held, ""
-        return "", held
+        return "", self._head.whole if self._stage == "before" else ""
 
     def _look_for_opening(self, text: str) -> str:
-        self._held += text
-        found = self._held.lstrip()
+        self._head.push(text)
+        found = self._head.found
         if found.startswith(self._opening):
-            self._stage, self._held = "inside", ""
+            self._stage = "inside"
             return found[len(self._opening) :]
         if self._opening.startswith(found):
             return ""
-        text, self._held, self._stage = self._held, "", "after"
-        return text
+        self._stage = "after"
+        return self._head.whole
 
     def _think(self, text: str) -> tuple[str, str]:
         joined = self._held + text
