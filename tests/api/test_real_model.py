@@ -16,6 +16,7 @@ from tests.api.servers_for_tests import Served, make_renderer, serving
 from tests.conftest import make_tokenizer
 
 from llamafactory.api.settings import Settings
+from llamafactory.inference.answer_text import AnswerText
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
 from llamafactory.inference.engines.huggingface import HuggingFaceEngine
@@ -74,8 +75,10 @@ def test_prompt_ids_are_those_of_training(
     served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, seen = served.engine, []
-    plain = engine.prompt_ids
-    monkeypatch.setattr(engine, "prompt_ids", lambda prompt: seen.append((prompt, plain(prompt))) or seen[-1][1])
+    plain = AnswerText.prompt_ids
+    monkeypatch.setattr(
+        AnswerText, "prompt_ids", lambda self, prompt: seen.append((prompt, plain(self, prompt))) or seen[-1][1]
+    )
     call = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     messages = [
         {"role": "system", "content": "Be brief. {{ 7 * 7 }} {% raw %}"},

@@ -32,7 +32,7 @@ class GrammarCompiler:
         require("llguidance", "json_schema", extra="serve")
         from llguidance import LLMatcher
 
-        text = LLMatcher.grammar_from_json_schema(_parse(schema), defaults={"whitespace_flexible": False})
+        text = LLMatcher.grammar_from_json_schema(parse_schema(schema), defaults={"whitespace_flexible": False})
         matcher = LLMatcher(self._load(), text, log_level=0)
         if matcher.is_error():
             raise ConfigError(
@@ -81,8 +81,8 @@ class Grammar:
             )
 
 
-def _parse(schema: str) -> dict[str, object]:
-    """The schema as a mapping; an empty one stands for any object."""
+def parse_schema(schema: str) -> dict[str, object]:
+    """The schema as a mapping; an empty one stands for any object. Raises ConfigError for what is no mapping."""
     try:
         found = json.loads(schema)
     except ValueError as error:

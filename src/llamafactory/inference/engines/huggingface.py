@@ -16,14 +16,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llamafactory.errors import ConfigError, DataError, ModelError
 from llamafactory.inference.alone import AloneRunner
+from llamafactory.inference.answer_text import AnswerText, room_for_answer
 from llamafactory.inference.batching import BatchRunner
-from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions, TokenLogprob
+from llamafactory.inference.engine import Delta, GenerationOptions
 from llamafactory.inference.grammar import GrammarCompiler
 from llamafactory.inference.handover import Outbox
 from llamafactory.inference.loading import load_renderer
 from llamafactory.inference.row_cache import why_not_shared
-from llamafactory.inference.sampling import Answer, Token, new_generator
-from llamafactory.inference.streaming import AnswerStream, LogprobQueue
+from llamafactory.inference.sampling import Answer, new_generator
 from llamafactory.logs import notice
 from llamafactory.models.load import load_model
 from llamafactory.models.reward import score_sequences
@@ -61,40 +61,29 @@ class HuggingFaceEngine:
         self._model = model.eval()
         self._model.generation_config = GenerationConfig()
         self._tokenizer = tokenizer
+        self._texts = AnswerText(tokenizer, renderer)
         self._gives_scores = value_head_of(model) is not None
         self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
-        self._preparing = threading.Lock()
+        self._preparing = threading.Lock()  # renderer and grammars keep what they made, for one thread at a time
         self._alone = AloneRunner(model)
         self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
     def prompt_ids(self, prompt: Conversation | str) -> list[int]:
-        """Token ids the model is asked to continue: those of the training renderer; of a text, the tokenizer's own."""
-        if isinstance(prompt, str):
-            ids: list[int] = self._tokenizer(prompt)["input_ids"]
-            return ids
-        return self.renderer.prompt_ids(prompt)
+        """Token ids the model is asked to continue."""
+        return self._texts.prompt_ids(prompt)
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = await asyncio.to_thread(self._prepare, prompt, options)
-        stream = AnswerStream(
-            lambda ids: self._decode(ids, options), stop_ids=self.renderer.stop_ids, stops=options.stop
-        )
-        logprobs = LogprobQueue(self.renderer.stop_ids)
-        async with aclosing(self._tokens(answer)) as tokens:
-            async for token in tokens:
-                text = stream.push(token.id)
-                if options.top_logprobs is not None:
-                    logprobs.push(self._named(token))
-                if stream.stopped:
-                    break
-                if text:
-                    yield Delta(text, None, len(answer.prompt), stream.num_tokens, logprobs.take(text))
-                    text = ""
-            else:
-                text = stream.finish()
-        reason: FinishReason = "stop" if stream.stopped else "length"
-        yield Delta(text, reason, len(answer.prompt), stream.num_tokens, logprobs.finish(text, cut=stream.stopped))
+        answer = await asyncio.to_thread(self._answer, prompt, options)
+        outbox = Outbox()
+        runner = self._batch if self._batch is not None and options.num_beams == 1 else self._alone
+        runner.submit(answer, outbox)
+        async with (
+            aclosing(outbox.read()) as tokens,
+            aclosing(self._texts.deltas(tokens, len(answer.prompt), options)) as deltas,
+        ):
+            async for delta in deltas:
+                yield delta
 
     async def score(self, texts: Sequence[str], *, max_length: int | None = None) -> list[float]:
         """Score plain texts with a reward model; see `Engine.score`."""
@@ -124,20 +113,7 @@ class HuggingFaceEngine:
         if self._batch is not None:
             await asyncio.to_thread(self._batch.close)
 
-    async def _tokens(self, answer: Answer) -> AsyncGenerator[Token, None]:
-        outbox = Outbox()
-        runner = self._batch if self._batch is not None and answer.options.num_beams == 1 else self._alone
-        runner.submit(answer, outbox)
-        async with aclosing(outbox.read()) as tokens:
-            async for token in tokens:
-                yield token
-
-    def _prepare(self, prompt: Conversation | str, options: GenerationOptions) -> Answer:
-        """The state of a new answer, made beside the event loop: a long prompt takes seconds to become tokens."""
-        with self._preparing:
-            return self._answer(self.prompt_ids(prompt), options)
-
-    def _answer(self, prompt: list[int], options: GenerationOptions) -> Answer:
+    def _answer(self, prompt: Conversation | str, options: GenerationOptions) -> Answer:
         """The state of a new answer. Raises ModelError, ConfigError for what cannot be answered."""
         if self._gives_scores:
             raise ModelError(
@@ -145,37 +121,13 @@ class HuggingFaceEngine:
                 "of another stage"
             )
         _refuse_beams(options)
-        room = self._room(options, len(prompt))
-        grammar = self._grammars.compile(options.json_schema) if options.json_schema else None
-        stop_ids = frozenset(self.renderer.stop_ids)
-        return Answer(prompt, options, stop_ids, room, grammar, new_generator(options))
-
-    def _room(self, options: GenerationOptions, num_prompt: int) -> int:
-        """Tokens the answer may have. Raises ModelError when the prompt leaves none or there is no prompt."""
-        if not num_prompt:
-            raise ModelError("the prompt has no tokens, so there is nothing to continue; give at least one word")
+        with self._preparing:
+            ids = self._texts.prompt_ids(prompt)
+            grammar = self._grammars.compile(options.json_schema) if options.json_schema else None
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        room = options.new_tokens(num_prompt)
-        if limit is not None:
-            room = min(room, limit - num_prompt)
-        if room < 1:
-            raise ModelError(
-                f"The prompt has {num_prompt} tokens and leaves no room for an answer (model: {limit or 'any'}, "
-                f"max_length: {options.max_length}); shorten the conversation or raise max_new_tokens"
-            )
-        return room
-
-    def _decode(self, ids: Sequence[int], options: GenerationOptions) -> str:
-        return self._tokenizer.decode(
-            list(ids), skip_special_tokens=options.skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-
-    def _named(self, token: Token) -> TokenLogprob:
-        def text(token_id: int) -> str:
-            return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-
-        top = tuple((text(other), logprob) for other, logprob in token.top)
-        return TokenLogprob(token.id, text(token.id), token.logprob or 0.0, top)
+        room = room_for_answer(options, len(ids), limit)
+        stop_ids = frozenset(self.renderer.stop_ids)
+        return Answer(ids, options, stop_ids, room, grammar, new_generator(options))
 
 
 def _refuse_beams(options: GenerationOptions) -> None:

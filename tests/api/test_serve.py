@@ -1,0 +1,65 @@
+"""The command: it says where it listens, ends cleanly, and tells what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llamafactory.api.serve import run_api
+from llamafactory.errors import ConfigError, MissingPackageError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_command_serves_until_a_signal(model_dir: Path, number: int) -> None:
+    words = ["api", f"model_name_or_path={model_dir}", "template=chatml", "do_sample=false", "max_new_tokens=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llamafactory", *words],
+        env={**os.environ, "API_PORT": "0", "API_MODEL_NAME": "tiny", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving tiny at http://127.0.0.1:"), process.stderr.read()
+        url = line.split()[3]
+        ask = {"model": "tiny", "messages": [{"role": "user", "content": "Who are you?"}], "stream": True}
+        with httpx.stream("POST", f"{url}/chat/completions", json=ask, timeout=60, trust_env=False) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith('data: {"id":"chatcmpl-')
+            process.send_signal(number)
+            assert [text for text in lines if text]
+        out, errors = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "") and "Traceback" not in errors
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_missing_package_is_told(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    with pytest.raises(
+        MissingPackageError, match=r"'api' needs the package 'uvicorn'.* pip install 'llamafactory\[serve\]'"
+    ):
+        run_api({"model_name_or_path": str(model_dir)})
+
+
+def test_unsafe_settings_are_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_HOST", "192.168.0.7")
+    monkeypatch.delenv("API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="API_HOST"):
+        run_api({"model_name_or_path": "no/such/model"})
