@@ -11,14 +11,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.api.servers_for_tests import DEFAULTS, ScriptedEngine
 
+from llamafactory.api.app import create_app
 from llamafactory.api.serve import run_api
+from llamafactory.api.server import build_server
+from llamafactory.api.settings import Settings
 from llamafactory.errors import ConfigError, MissingPackageError
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_command_serves_until_a_signal(model_dir: Path, number: int) -> None:
+def test_command_serves_until_ctrl_c(model_dir: Path) -> None:
     words = ["api", f"model_name_or_path={model_dir}", "template=chatml", "do_sample=false", "max_new_tokens=400"]
     process = subprocess.Popen(
         [sys.executable, "-m", "llamafactory", *words],
@@ -36,7 +39,7 @@ def test_command_serves_until_a_signal(model_dir: Path, number: int) -> None:
         with httpx.stream("POST", f"{url}/chat/completions", json=ask, timeout=60, trust_env=False) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith('data: {"id":"chatcmpl-')
-            process.send_signal(number)
+            process.send_signal(signal.SIGINT)
             assert [text for text in lines if text]
         out, errors = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "") and "Traceback" not in errors
@@ -47,6 +50,17 @@ def test_command_serves_until_a_signal(model_dir: Path, number: int) -> None:
             process.kill()
         process.stdout.close()
         process.stderr.close()
+
+
+def test_server_takes_both_signals_and_gives_them_back() -> None:
+    server = build_server(create_app(ScriptedEngine(), Settings(), DEFAULTS), Settings())
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in wanted]
+    with server.capture_signals():
+        assert [signal.getsignal(number) for number in wanted] == [server.handle_exit] * 2
+        signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+    assert [signal.getsignal(number) for number in wanted] == before
 
 
 def test_missing_package_is_told(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

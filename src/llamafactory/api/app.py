@@ -54,7 +54,7 @@ def create_app(
         loader or MediaLoader(settings),
         max_media=settings.limits.media,
         kinds=kinds,
-        thought_words=engine.renderer.thought_words,
+        thought_words=engine.renderer.reasoning_words,
     )
     _add_answers(app, ChatRoute(work, reader, defaults, settings.limits), gives)
     _add_completions(app, CompletionRoute(work, defaults, settings.limits), gives)

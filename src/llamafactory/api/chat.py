@@ -173,14 +173,14 @@ def _finish_reason(reason: FinishReason, calls: Sequence[ToolCall]) -> str:
 
 def opens_thought(renderer: Renderer) -> bool:
     """True when prompts end with the words that open a thought, so that answers begin inside it."""
-    words = renderer.thought_words
+    words = renderer.reasoning_words
     probe = Conversation((Message("user", "a"),))
     return words is not None and renderer.text(probe, generation=True).rstrip().endswith(words[0])
 
 
 def _answer_reader(body: ChatRequest, renderer: Renderer, *, begun: bool) -> AnswerReader:
     """What reads one answer. begun: the prompt has opened a thought already."""
-    thoughts = ThoughtReader(renderer.thought_words, begun=begun)
+    thoughts = ThoughtReader(renderer.reasoning_words, begun=begun)
     return AnswerReader(thoughts, _call_reader(body, renderer), max_calls=1 if body.parallel_tool_calls is False else 0)
 
 
@@ -194,7 +194,7 @@ def _call_reader(body: ChatRequest, renderer: Renderer) -> CallReader:
 def _reads_controls(body: ChatRequest, renderer: Renderer) -> bool:
     """True when the words around thoughts or calls are control tokens, which engines else leave out of the text."""
     starts = load_tool_format(renderer.tool_format).STARTS
-    marks = [*(renderer.thought_words or ()), *((*starts.anywhere, *starts.answer) if offered_tools(body) else ())]
+    marks = [*(renderer.reasoning_words or ()), *((*starts.anywhere, *starts.answer) if offered_tools(body) else ())]
     return any(renderer.encoder.holds_control(mark) for mark in marks)
 
 

@@ -74,7 +74,7 @@ class TokenizerDialect:
         self.stop_ids = tuple(token for token in stops if isinstance(token, int))
 
     @property
-    def thought_words(self) -> tuple[str, str] | None:
+    def reasoning_words(self) -> tuple[str, str] | None:
         """The words around a thought; None when the template never writes them."""
         return _THINK if all(word in self._template.source for word in _THINK) else None
 

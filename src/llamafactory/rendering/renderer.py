@@ -61,7 +61,7 @@ class Dialect(Protocol):
     """Writes conversations in one form: that of a `Template`, or of the tokenizer's own chat template."""
 
     @property
-    def thought_words(self) -> tuple[str, str] | None:
+    def reasoning_words(self) -> tuple[str, str] | None:
         """The words around the thought an answer may begin with; None when the template has no reasoning."""
         ...
 
@@ -107,9 +107,9 @@ class Renderer:
         return tuple(map(self.encoder.token_text, self.stop_ids))
 
     @property
-    def thought_words(self) -> tuple[str, str] | None:
+    def reasoning_words(self) -> tuple[str, str] | None:
         """The words around the thought an answer may begin with; None when the template has no reasoning."""
-        words = self.dialect.thought_words
+        words = self.dialect.reasoning_words
         return None if words is None else (words[0].strip(), words[1].strip())
 
     def render(

@@ -72,7 +72,7 @@ class SlotDialect:
         self._tool_texts: dict[str, Fragments] = {}
 
     @property
-    def thought_words(self) -> tuple[str, str] | None:
+    def reasoning_words(self) -> tuple[str, str] | None:
         """The words around a thought; None when the template has no reasoning."""
         return self.template.thought_words if self.template.reasoning else None
 
