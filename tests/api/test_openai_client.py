@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 from tests.api.servers_for_tests import ScriptedEngine, Served, make_renderer, serving
+from tests.conftest import make_tokenizer
 
 from llamafactory.api.settings import Settings
+from llamafactory.config.sections.template import TemplateConfig
+from llamafactory.rendering.renderer import build_renderer
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": [1, 2]}}\n</tool_call>'
 SECOND = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
@@ -302,3 +305,23 @@ def test_bug_is_a_500_without_its_words(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(**ask("broken"))
     assert "secret" not in str(caught.value.body)
+
+
+def test_template_of_a_model_cannot_run_away() -> None:
+    """A chat template that came with a model and misbehaves for one word of a user is stopped; the server goes on."""
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        f"{turns}{{% if 'boom' in messages[0].content %}}{loop}{{% endif %}}"
+        f"{{% if 'escape' in messages[0].content %}}{escape}{{% endif %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with serving(ScriptedEngine(build_renderer(tokenizer, TemplateConfig()))) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        for text in ("boom", "escape"):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(**ask(text))
+            assert caught.value.body["message"].startswith("template: ")
+        assert client.chat.completions.create(**ask("Hi")).choices[0].message.content == "Hi"
