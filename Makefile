@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 TEST_ARGS ?=
 
-.PHONY: help install quickstart test test-quick check lint types layers house format docs clean
+.PHONY: help install quickstart test test-quick test-extras check lint types layers house format docs clean
 
 help:
 	@echo "make quickstart  teach a tiny model its name and ask for it (CPU, a few minutes)"
 	@echo "make test        the whole test suite"
 	@echo "make test-quick  the tests that take seconds"
+	@echo "make test-extras install the optional packages and run the tests that need them"
 	@echo "make check       lint, types, layers and the quick tests: run it before a commit"
 	@echo "make format      format the code"
 	@echo "make docs        generate the option tables and build the site into site/"
@@ -37,6 +38,10 @@ test: $(READY)
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(TEST_ARGS)
+
+test-extras: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bitsandbytes]"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m extra $(TEST_ARGS)
 
 check: lint types layers test-quick
 

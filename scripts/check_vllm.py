@@ -109,7 +109,7 @@ async def probe(engine: Engine, check: Checks) -> None:
     tokens = [token for delta in deltas for token in delta.logprobs]
     check("log-probabilities", bool(tokens) and all(token.top[0][1] == token.logprob for token in tokens))
     text = await answer(engine, ASK, replace(GREEDY, json_schema=json.dumps(SCHEMA), max_new_tokens=30))
-    check("json_schema", text.replace(" ", "") in ('{"a":1}', '{"a":22}'), repr(text))
+    check("json_schema", json.loads(text) in ({"a": 1}, {"a": 22}), repr(text))
     random = GenerationOptions(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=12, seed=5)
     check("seed", await answer(engine, ASK, random) == await answer(engine, ASK, random))
     async with aclosing(engine.generate(ASK, replace(GREEDY, max_new_tokens=400))) as stream:

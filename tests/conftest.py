@@ -7,10 +7,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
 from llamafactory.models.starter import build_model, build_tokenizer
@@ -56,3 +60,34 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     build_model(tokenizer, hidden_size=32, num_layers=2, max_length=512).save_pretrained(folder)
     return folder
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `make quickstart` has run. Made once for all test processes: copy it, never write to it."""
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "finished_quickstart"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "quickstart.out").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            _run_quickstart(folder)
+    return folder
+
+
+def _run_quickstart(folder: Path) -> None:
+    """Run `make quickstart` in a new folder, with this environment in place of a fresh one."""
+    for name in ("data", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "venv").mkdir()
+    (folder / "venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (folder / "venv" / ".installed").touch()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["make", "quickstart", "VENV=venv"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    (folder / "quickstart.out").write_text(result.stdout, encoding="utf-8")

@@ -55,30 +55,6 @@ RUNNABLE = [
 ]
 
 
-@pytest.fixture(scope="session")
-def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `make quickstart` has run, with this environment in place of a fresh one."""
-    folder = tmp_path_factory.mktemp("docs")
-    for name in ("data", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "venv").mkdir()
-    (folder / "venv" / "bin").symlink_to(Path(sys.executable).parent)
-    (folder / "venv" / ".installed").touch()
-    result = subprocess.run(
-        ["make", "quickstart", "VENV=venv"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    (folder / "quickstart.out").write_text(result.stdout, encoding="utf-8")
-    return folder
-
-
 @pytest.mark.slow
 def test_make_quickstart_tells_who_it_is(finished_quickstart: Path) -> None:
     printed = (finished_quickstart / "quickstart.out").read_text(encoding="utf-8")

@@ -190,6 +190,7 @@ def test_optimizer_arguments_are_checked(tmp_path: Path, given: str) -> None:
         trainer_of(tmp_path, {"optim": "galore_adamw", "optim_args": given}).create_optimizer()
 
 
+@pytest.mark.extra
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BITSANDBYTES)
 def test_bitsandbytes_resumes_exactly(tmp_path: Path, name: str) -> None:

@@ -99,12 +99,6 @@ def test_a_reward_model_cannot_chat(model_dir: Path) -> None:
         run_chat({"model_name_or_path": str(model_dir), "stage": "rm"})
 
 
-def test_an_engine_that_is_not_built_yet_is_refused(model_dir: Path) -> None:
-    keys = {"model_name_or_path": str(model_dir), "template": "chatml", "infer_backend": "vllm"}
-    with pytest.raises(ConfigError, match=r"infer_backend: 'vllm' .* available: '?huggingface"):
-        ChatModel(keys)
-
-
 def test_generation_options_come_from_the_config() -> None:
     config = load_config(
         {"model_name_or_path": "x", "temperature": 0.1, "top_k": -1, "max_new_tokens": 3}, command="chat"

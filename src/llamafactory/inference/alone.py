@@ -5,8 +5,10 @@ Knows the model; no text.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from llamafactory.errors import ModelError
 from llamafactory.inference.handover import Outbox
 from llamafactory.inference.sampling import Answer, Token, choose
 
+Result = TypeVar("Result")
+
 
 class AloneRunner:
     """Runs answers in a thread of its own, in the order they came."""
@@ -34,7 +38,18 @@ class AloneRunner:
 
     def submit(self, answer: Answer, outbox: Outbox) -> None:
         """Begin as soon as those before are done; tokens, an exception, and at the end None go to `outbox`."""
-        self._pool.submit(self._run, answer, outbox)
+        try:
+            self._pool.submit(self._run, answer, outbox)
+        except RuntimeError:  # the pool is shut down
+            outbox.put(closed_error())
+
+    async def call(self, work: Callable[[], Result]) -> Result:
+        """Do something else with the model in the same thread, after what is in line."""
+        try:
+            future = self._pool.submit(work)
+        except RuntimeError as error:
+            raise closed_error() from error
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Stop what runs and wait for the thread; answers not begun end with an error."""

@@ -64,7 +64,7 @@ class HuggingFaceEngine:
         self._texts = AnswerText(tokenizer, renderer)
         self._gives_scores = value_head_of(model) is not None
         self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
-        self._preparing = threading.Lock()  # renderer and grammars keep what they made, for one thread at a time
+        self._preparing = threading.Lock()  # a renderer keeps what it made, for one thread at a time
         self._alone = AloneRunner(model)
         self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
@@ -74,7 +74,9 @@ class HuggingFaceEngine:
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = await asyncio.to_thread(self._answer, prompt, options)
+        answer = self._answer(prompt, options)
+        if options.json_schema:  # a large schema takes a second to compile
+            answer.grammar = await asyncio.to_thread(self._grammars.compile, options.json_schema)
         outbox = Outbox()
         runner = self._batch if self._batch is not None and options.num_beams == 1 else self._alone
         runner.submit(answer, outbox)
@@ -92,9 +94,13 @@ class HuggingFaceEngine:
                 "this model gives answers and no scores: it has no value head; load a reward model, trained with "
                 "stage: rm, and set stage: rm"
             )
-        return await asyncio.to_thread(self._score_rows, texts, max_length)
+        rows = await asyncio.to_thread(self._rows_to_score, texts, max_length)
+        pad = self._tokenizer.pad_token_id or 0
+        return await self._alone.call(
+            lambda: score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        )
 
-    def _score_rows(self, texts: Sequence[str], max_length: int | None) -> list[float]:
+    def _rows_to_score(self, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
         with self._preparing:
             rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         for number, row in enumerate(rows, start=1):
@@ -104,8 +110,7 @@ class HuggingFaceEngine:
                 raise ModelError(
                     f"text {number} has {len(row)} tokens, max_length is {max_length}; shorten it or raise max_length"
                 )
-        pad = self._tokenizer.pad_token_id or 0
-        return score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        return rows
 
     async def close(self) -> None:
         """Stop running answers and let the model go."""
@@ -123,11 +128,10 @@ class HuggingFaceEngine:
         _refuse_beams(options)
         with self._preparing:
             ids = self._texts.prompt_ids(prompt)
-            grammar = self._grammars.compile(options.json_schema) if options.json_schema else None
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         room = room_for_answer(options, len(ids), limit)
         stop_ids = frozenset(self.renderer.stop_ids)
-        return Answer(ids, options, stop_ids, room, grammar, new_generator(options))
+        return Answer(ids, options, stop_ids, room, generator=new_generator(options))
 
 
 def _refuse_beams(options: GenerationOptions) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llamafactory.errors import ConfigError, ModelError, did_you_mean, first_line
+from llamafactory.inference.alone import closed_error
 from llamafactory.inference.answer_text import AnswerText, room_for_answer
 from llamafactory.inference.engine import Delta, GenerationOptions
 from llamafactory.inference.foreign import Source, find_source, no_scores, refuse_options
@@ -48,7 +49,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, texts: AnswerText, source: Source, max_length: int) -> None:
         self.renderer = texts.renderer
-        self._llm = llm
+        self._llm: AsyncLLM | None = llm
         self._texts = texts
         self._max_length = max_length
         self._numbers = itertools.count()
@@ -73,15 +74,19 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop running answers and end vLLM's processes."""
-        await asyncio.to_thread(self._llm.shutdown)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
 
     async def _tokens(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Token, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        if self._llm is None:
+            raise closed_error()
         schema = sampling.pop("json_schema", "")
         try:
-            structure = StructuredOutputsParams(json=schema) if schema else None
+            structure = StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None
             parameters = SamplingParams(
                 **sampling, output_kind=RequestOutputKind.DELTA, detokenize=False, structured_outputs=structure
             )
@@ -90,20 +95,23 @@ class VllmEngine:
             )
             async with aclosing(outputs):
                 async for output in outputs:
-                    for token in tokens_of(output.outputs[0]):
+                    for token in tokens_of(output.outputs[0], sampling["logprobs"]):
                         yield token
         except ValueError as error:
             raise ConfigError(f"infer_backend: vllm refuses this request ({first_line(error)})") from error
 
 
-def tokens_of(output: Any) -> list[Token]:
-    """The new tokens of one output of vLLM, with their log-probabilities when it has them."""
+def tokens_of(output: Any, num_top: int | None = None) -> list[Token]:
+    """The new tokens of one output of vLLM, with log-probabilities when it has them.
+
+    vLLM lists the num_top likeliest tokens and, in addition, the chosen one where it is not among them.
+    """
     if not output.logprobs:
         return [Token(token) for token in output.token_ids]
     found = []
     for token, places in zip(output.token_ids, output.logprobs, strict=True):
         ranked = sorted(places.items(), key=lambda item: item[1].rank)
-        top = tuple((other, place.logprob) for other, place in ranked)
+        top = tuple((other, place.logprob) for other, place in ranked if place.rank <= (num_top or 0))
         found.append(Token(token, places[token].logprob, top))
     return found
 
