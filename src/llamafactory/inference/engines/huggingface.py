@@ -74,7 +74,7 @@ class HuggingFaceEngine:
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = self._answer(prompt, options)
+        answer = await asyncio.to_thread(self._answer, prompt, options)  # a long prompt takes seconds to become tokens
         if options.json_schema:  # a large schema takes a second to compile
             answer.grammar = await asyncio.to_thread(self._grammars.compile, options.json_schema)
         outbox = Outbox()
