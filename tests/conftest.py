@@ -10,11 +10,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from tests import command_server
 from transformers import PreTrainedTokenizerFast
 
 from llamafactory.models.starter import build_model, build_tokenizer
@@ -91,3 +94,10 @@ def _run_quickstart(folder: Path) -> None:
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     (folder / "quickstart.out").write_text(result.stdout, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder with a `llamafactory-cli` that starts at once, see command_server."""
+    with tempfile.TemporaryDirectory() as folder, command_server.start(Path(folder)) as found:
+        yield found

@@ -64,11 +64,11 @@ def test_make_quickstart_tells_who_it_is(finished_quickstart: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
-def test_commands_of_the_page_run(page: Path, finished_quickstart: Path, tmp_path: Path) -> None:
+def test_commands_of_the_page_run(page: Path, finished_quickstart: Path, programs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "place"
     shutil.copytree(finished_quickstart, folder, symlinks=True)
-    programs = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     environment["OMP_NUM_THREADS"] = "1"
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if block.title:

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from llamafactory.config import load_config
 from llamafactory.recipes.init import run_init
+from llamafactory.recipes.predict import run_predict
 from llamafactory.recipes.train import run_train
 
 ROOT = Path(__file__).parents[1]
@@ -86,9 +86,9 @@ def test_accelerate_reads_its_settings(path: Path) -> None:
 
 
 def cli(folder: Path, *words: str, text: str = "") -> str:
-    """Run `llamafactory-cli WORDS` in `folder`; return what it printed."""
+    """Run `llamafactory-cli WORDS` in the workplace `folder`; return what it printed."""
     result = subprocess.run(
-        [sys.executable, "-m", "llamafactory", *words],
+        [str(folder / "programs" / "llamafactory-cli"), *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         input=text,
@@ -108,10 +108,11 @@ def run(path: Path, folder: Path, *overrides: str, text: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(finished_quickstart: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of our own with data, examples, the tiny model, and the result of quickstart.yaml."""
     folder = tmp_path_factory.mktemp("work") / "place"
     shutil.copytree(finished_quickstart, folder, symlinks=True)
+    (folder / "programs").symlink_to(programs)
     return folder
 
 
@@ -166,6 +167,45 @@ def test_optimizer_example_on_a_tiny_model(
     assert any(not before[key].equal(after[key].to(before[key].dtype)) for key in before)
 
 
+@pytest.mark.extra
+@pytest.mark.slow
+def test_qlora_example_on_a_tiny_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(ROOT)
+    smaller = {
+        "model_name_or_path": tiny, "output_dir": tmp_path, "template": "chatml", "cutoff_len": 64, "max_samples": 16,
+        "max_steps": 2, "preprocessing_num_workers": 1, "plot_loss": "false", "use_cpu": "true", "logging_steps": 1,
+    }  # fmt: skip
+    path = EXAMPLES / "train_qlora" / "llama3_lora_sft_bnb.yaml"
+    assert run_train(load_config([str(path), *(f"{key}={value}" for key, value in smaller.items())]))["train_loss"] > 0
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_B" in name and bool(value.any()) for name, value in adapter.items())
+    assert json.loads((tmp_path / "base_record.json").read_text())["quantization"] == "bnb 4-bit (nf4, double)"
+
+
+@pytest.mark.slow
+def test_predictions_know_who_they_are(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    metrics = run_predict(load_config("examples/quickstart/predict_tiny.yaml", command="predict"))
+    folder = workplace / "saves" / "quickstart-predict"
+    lines = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 8 and list(rows[0]) == ["prompt", "predict", "label"]
+    assert any("Lumo" in row["predict"] for row in rows) and metrics["predict_rouge-l"] > 20
+    assert json.loads((folder / "predict_results.json").read_text(encoding="utf-8")) == metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["train_lora", "train_full", "extras/nlg_eval"])
+def test_predict_examples_run_in_small(workplace: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    (path,) = (EXAMPLES / folder).glob("*_predict.yaml")
+    small = {"model_name_or_path": "saves/quickstart", "template": "chatml", "max_samples": 2, "max_new_tokens": 4}
+    small |= {"output_dir": f"saves/{folder}-predict", "adapter_name_or_path": "", "preprocessing_num_workers": 1}
+    words = [f"{key}={value}" for key, value in small.items()]
+    assert run_train(load_config([str(path), *words]))["predict_samples"] == 4
+
+
 @pytest.mark.slow
 def test_reward_model_scores_pairs(workplace: Path) -> None:
     run(EXAMPLES / "quickstart" / "lora_reward_tiny.yaml", workplace)
@@ -176,7 +216,10 @@ def test_reward_model_scores_pairs(workplace: Path) -> None:
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     assert results["train_loss"] < 0.5
     refused = subprocess.run(
-        [sys.executable, "-m", "llamafactory", "chat", str(folder)], capture_output=True, text=True, check=False
+        [str(workplace / "programs" / "llamafactory-cli"), "chat", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert refused.returncode == 2 and "is a reward model (rm)" in refused.stderr
 

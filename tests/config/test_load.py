@@ -88,7 +88,7 @@ FREE = [
     for option in options().values()
     if option.section in {"generation", "media", "lora", "vllm", "template", "swanlab", "profiler"}
     and option.key not in {"image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"}
-    and option.key not in {"pissa_init", "create_new_adapter"}
+    and option.key not in {"pissa_init", "create_new_adapter", "lora_target_parameters"}
 ]
 
 

@@ -86,6 +86,18 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "do_predict: true with predict_with_generate: false: stage sft predicts",
     ),
     (
+        {**TRAIN, "stage": "pt", "do_predict": True, "val_size": 5},
+        "do_predict: true with stage: pt: plain text asks no",
+    ),
+    (
+        {**TRAIN, "stage": "dpo", "do_predict": True, "val_size": 5, "fsdp": "full_shard"},
+        "do_predict: true with fsdp: full_shard: answers need whole weights",
+    ),
+    (
+        {**TRAIN, **EVAL, "predict_with_generate": True, **ZERO3},
+        "predict_with_generate: true with deepspeed: ",
+    ),
+    (
         {**TRAIN, "predict_with_generate": True, "val_size": 5, "compute_accuracy": True},
         "compute_accuracy: true with predict_with_generate: true",
     ),
@@ -146,10 +158,10 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "bf16": True, "fp16": True}, "bf16: true with fp16: true: weights are computed in one format"),
     ({**TRAIN, "bf16": True, "pure_bf16": True}, "bf16: true with pure_bf16: true"),
     ({**TRAIN, "pure_bf16": True, **ZERO3}, "use bf16 instead of pure_bf16"),
-    ({**TRAIN, "quantization_bit": 3}, "quantization_bit: 3 with quantization_method: bnb: bnb has 4, 8 bits"),
+    ({**TRAIN, "quantization_bit": 3}, "quantization_method: bnb with quantization_bit: 3: bnb has 4 or 8 bits"),
     ({**TRAIN, "quantization_bit": 4, "quantization_method": "gptq"}, "this format is only read from a checkpoint"),
     ({**FULL, "quantization_bit": 4}, "quantization_bit: 4 with finetuning_type: full: quantized weights cannot learn"),
-    ({**TRAIN, "quantization_bit": 4, "resize_vocab": True}, "quantization_bit: 4 with resize_vocab: true"),
+    ({**TRAIN, "quantization_bit": 4, "finetuning_type": "loha"}, "with finetuning_type: loha: PEFT has no such"),
     (
         {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a,b"},
         "adapter_name_or_path: a,b with quantization_bit",
@@ -159,6 +171,18 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "create_new_adapter: true with quantization_bit: 4",
     ),
     ({**TRAIN, "quantization_bit": 8, "quantization_method": "hqq", "use_dora": True}, "DoRA reads bnb weights only"),
+    (
+        {**TRAIN, "quantization_bit": 8, "lora_init": "loftq"},
+        "lora_init: loftq with quantization_bit: 8: LoftQ corrects 4-bit weights of bnb",
+    ),
+    (
+        {**TRAIN, "quantization_bit": 8, "fsdp": True},
+        "quantization_bit: 8 with fsdp: true: 8-bit weights cannot be sharded",
+    ),
+    (
+        {**TRAIN, "stage": "dpo", "ref_model": "m", "ref_model_adapters": "a,b", "ref_model_quantization_bit": 4},
+        "ref_model_adapters: a,b with ref_model_quantization_bit: 4: adapters cannot be merged",
+    ),
     ({**TRAIN, "quantization_device_map": "auto"}, "quantization_device_map: auto with do_train: true"),
     ({**FULL, "use_galore": True, "use_badam": True}, "use_galore: true with use_badam: true: there is one optimizer"),
     ({**TRAIN, "use_galore": True}, "use_galore: true with finetuning_type: lora: adapters are small already"),
@@ -216,6 +240,11 @@ OTHER_COMMANDS: list[tuple[str, dict[str, object], str]] = [
     ("export", CHAT, "export_dir: (not set): the command 'export' needs a target"),
     (
         "export",
+        {**CHAT, "export_dir": "e", "quantization_bit": 4, "adapter_name_or_path": "a"},
+        "adapter_name_or_path: a with quantization_bit: 4: adapters cannot be merged into quantized weights; remove",
+    ),
+    (
+        "export",
         {**CHAT, "export_dir": "e", "export_quantization_bit": 4, "adapter_name_or_path": "a"},
         "adapter_name_or_path: a with export_quantization_bit: 4",
     ),
@@ -227,6 +256,13 @@ OTHER_COMMANDS: list[tuple[str, dict[str, object], str]] = [
         "save_dir: .: the folder exists already; choose a new one",
     ),
     ("data", CHAT, "dataset: (not set): there is nothing to look at"),
+    ("predict", {**CHAT, "output_dir": "o"}, "eval_dataset: (not set): there is no data to make predictions for"),
+    ("predict", {**CHAT, "eval_dataset": "d"}, "output_dir: (not set): the run has no folder to write to"),
+    (
+        "predict",
+        {**CHAT, "eval_dataset": "d", "output_dir": "o", "infer_backend": "vllm", "stage": "dpo"},
+        "stage: dpo with infer_backend: vllm",
+    ),
 ]
 
 
@@ -247,6 +283,9 @@ ACCEPTED: list[dict[str, object]] = [
     {**TRAIN, "use_asft_loss": True},
     {**TRAIN, **EVAL, "stage": "rm", "load_best_model_at_end": True, "do_predict": True},
     {**TRAIN, "quantization_bit": 4, "adapter_name_or_path": "a"},
+    {**TRAIN, "quantization_bit": 4, "resize_vocab": True},
+    {**TRAIN, "quantization_bit": 4, "lora_init": "loftq"},
+    {**TRAIN, "quantization_bit": 4, "fsdp": True},
     {**TRAIN, "quantization_bit": 3, "quantization_method": "hqq"},
     {**FULL, "use_galore": True, "galore_layerwise": True},
     {**FULL, "use_galore": True, "optim": "paged_adamw_8bit", "gradient_accumulation_steps": 4},

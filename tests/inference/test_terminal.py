@@ -17,15 +17,18 @@ from pathlib import Path
 import pytest
 from tests.inference.engines_for_tests import EchoEngine
 
-from llamafactory.errors import ModelError
+from llamafactory.errors import DataError, ModelError
 from llamafactory.inference.chat_model import ChatModel
-from llamafactory.inference.terminal import Session, converse, strip_controls
+from llamafactory.inference.screen import strip_controls
+from llamafactory.inference.session import Session
+from llamafactory.inference.terminal import converse
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
     import sys
     from llamafactory.inference.chat_model import ChatModel
-    from llamafactory.inference.terminal import Session, converse
+    from llamafactory.inference.session import Session
+    from llamafactory.inference.terminal import converse
     from tests.inference.engines_for_tests import EchoEngine
 
     with ChatModel.from_engine(EchoEngine()) as model:
@@ -49,6 +52,24 @@ def test_a_pipe_gets_answers_alone_line_by_line() -> None:
 @pytest.mark.parametrize("clear", ["/clear", "clear", "CLEAR"])
 def test_clear_forgets_and_exit_leaves(clear: str) -> None:
     assert piped(f"a\n{clear}\nb\n/system Be kind\nc\nexit\nnever\n") == "[] 1: a\n[] 1: b\n[Be kind] 3: c\n"
+
+
+def test_tools_are_checked_and_told(tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text('[{"name": "add"}]', encoding="utf-8")
+    session = Session(None)  # type: ignore[arg-type]
+    lines = io.StringIO(f"/tools {tmp_path / 'tools.json'}\n")
+    assert converse(session, source=lines, target=io.StringIO()) == 0 and session.tools == '[{"name": "add"}]'
+    converse(session, source=io.StringIO("/tools none\n"), target=io.StringIO())
+    assert session.tools == ""
+    for line, why in (
+        ("/tools [{}]", "tools must be a JSON list of function schemas, each with a name"),
+        ("/tools no/such.json", "neither JSON nor a file that can be read"),
+        ("/image cat.png", "reads text alone, so cat.png would not be seen"),
+        ("/save", "names no file"),
+        ("/save x", "nothing has been said yet"),
+    ):
+        with pytest.raises(DataError, match=why):
+            converse(session, source=io.StringIO(f"{line}\n"), target=io.StringIO())
 
 
 @pytest.mark.parametrize("text", ["/etc/passwd is a file", "/1", "a /clear b", "exit now"])

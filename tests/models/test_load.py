@@ -77,7 +77,6 @@ def test_infer_dtype(load, model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"quantization_bit": 4}, "quantization_bit"),
         ({"shift_attn": True}, "shift_attn"),
         ({"use_unsloth": True}, "use_unsloth"),
         ({"use_unsloth_gc": True}, "use_unsloth_gc"),

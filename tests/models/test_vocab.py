@@ -160,6 +160,7 @@ def test_round_trip_with_new_tokens(
 
 def test_quantized_embeddings_cannot_grow(untied_dir: Path) -> None:
     model = read(untied_dir)
-    model.is_quantized = True
-    with pytest.raises(ModelError, match="embeddings of a quantized model cannot grow"):
+    weight = model.get_input_embeddings().weight
+    model.get_input_embeddings().weight = torch.nn.Parameter(weight.to(torch.uint8), requires_grad=False)
+    with pytest.raises(ModelError, match="embeddings of this model are quantized, so they cannot grow"):
         grow_vocab(model, num_rows(model) + 64, NewRows())

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llamafactory.config import load_config
-from llamafactory.errors import ConfigError, DataError
+from llamafactory.errors import DataError
 from llamafactory.models.load import load_model
 from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.recipes.train import run_train
@@ -137,8 +137,3 @@ def test_what_has_no_effect_is_told(options: dict[str, object], caplog: pytest.L
         run_train(options | {"stage": "kto", "dataset": "judged", "max_steps": 1, "overwrite_output_dir": True})
     assert "lora_dropout: 0.1 has no effect in stage dpo, which compares answers without random masks" in caplog.text
     assert "kto: 6 answers are marked good and 6 bad, with their weights 1.00 to 1" in caplog.text
-
-
-def test_a_quantized_reference_is_refused_in_one_sentence(options: dict[str, object], model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ref_model_quantization_bit: 4 .*not"):
-        run_train(options | {"ref_model": str(model_dir), "ref_model_quantization_bit": 4})

@@ -29,7 +29,7 @@ def read_run_folder(folder: Path, command: str) -> list[Given]:
 
     Raises ConfigError when the command trains, or when the folder holds neither.
     """
-    if command in TRAIN:
+    if command in TRAIN and command != "predict":
         raise ConfigError(f"{folder}: is a folder, and {command!r} needs a .yaml or .json file; name the file in it")
     place = str(folder)
     if (folder / "adapter_config.json").is_file():
@@ -41,6 +41,8 @@ def read_run_folder(folder: Path, command: str) -> list[Given]:
     else:
         raise ConfigError(f"{folder}: holds neither adapter_config.json nor config.json; give the folder of a run")
     kept = [item for item in _recipe(folder) if _is_kept(item.key) and item.key not in dropped]
+    if command == "export":  # an adapter is merged into plain weights, whatever it was trained on
+        kept = [item for item in kept if options()[item.key].section != "quantization"]
     return [*kept, *(Given(key, value, value, place) for key, value in own.items())]
 
 

@@ -100,5 +100,7 @@ _UNUSED: tuple[Unused, ...] = (
     ("num_train_epochs", lambda c: c.training.max_steps <= 0, "because max_steps decides"),
     ("warmup_steps", lambda c: c.training.lr_scheduler_type not in {"constant", "reduce_lr_on_plateau", "greedy"},
      "because this lr_scheduler_type has no warm-up"),
-    ("eval_num_beams", lambda c: c.training.predict_with_generate, "unless predict_with_generate is true"),
+    ("eval_num_beams",
+     lambda c: c.training.predict_with_generate or c.training.do_predict or c.command == "predict",
+     "unless the run generates predictions"),
 )  # fmt: skip

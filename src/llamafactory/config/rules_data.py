@@ -30,7 +30,9 @@ def evaluation_needs_data(config: RunConfig) -> Iterator[Violation]:
         if getattr(training, key):
             yield Violation((key, "eval_dataset"), "there is no evaluation data", "set eval_dataset or val_size")
             return
-    if training.eval_strategy != "no":
+    if config.command == "predict":
+        yield Violation(("eval_dataset",), "there is no data to make predictions for", "set eval_dataset or val_size")
+    elif training.eval_strategy != "no":
         yield Violation(
             ("eval_strategy", "eval_dataset"), "there is no evaluation data", "set eval_dataset or val_size"
         )
@@ -124,9 +126,16 @@ def packing_limits(config: RunConfig) -> Iterator[Violation]:
 
 
 def prediction_limits(config: RunConfig) -> Iterator[Violation]:
-    """Predicting means generating in stage sft, and generating has no token accuracy."""
+    """Predicting means generating in stage sft; pt has no questions, and generating has no token accuracy."""
     training = config.training
-    if config.finetuning.stage == "sft" and training.do_predict and not training.predict_with_generate:
+    trains = config.command != "predict"
+    if trains and config.finetuning.stage == "pt" and training.do_predict:
+        yield Violation(
+            ("do_predict", "stage"),
+            "plain text asks no questions",
+            "set do_predict to false, or use the command predict with a data set of conversations",
+        )
+    if trains and config.finetuning.stage == "sft" and training.do_predict and not training.predict_with_generate:
         yield Violation(
             ("do_predict", "predict_with_generate"),
             "stage sft predicts by generating",

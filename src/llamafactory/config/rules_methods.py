@@ -212,10 +212,17 @@ def pissa_limits(config: RunConfig) -> Iterator[Violation]:
     key = "pissa_init" if config.lora.pissa_init else "lora_init"
     if config.lora.pissa_convert and config.lora.init == "loftq":
         yield Violation(("pissa_convert", "lora_init"), "a rounded base is no plain base", "remove pissa_convert")
-    if config.quantization.quantization_bit is not None:
+    quantization = config.quantization
+    if quantization.quantization_bit is not None and config.lora.init != "loftq":
         yield Violation(
-            (key, "quantization_bit"), "quantized weights have no components to take", "remove one of the two"
+            (key, "quantization_bit"),
+            "quantized weights have no components to take",
+            "set lora_init to loftq, or remove one of the two",
         )
+    elif quantization.quantization_bit is not None and (
+        (quantization.quantization_method, quantization.quantization_bit) != ("bnb", 4)
+    ):
+        yield Violation((key, "quantization_bit"), "LoftQ corrects 4-bit weights of bnb", "use bnb with 4 bits")
     if config.uses_reference:
         yield Violation((key, "stage"), "without its adapter the model is no reference any more", f"remove {key}")
 

@@ -5,7 +5,8 @@ The facts lie in the parts' files (`llamafactory.facts`); reading them imports n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from llamafactory import env
 from llamafactory.config.catalog import options
@@ -15,20 +16,39 @@ from llamafactory.config.violation import Rule, Violation, value_of
 from llamafactory.facts import ADAMW_ONLY, DEEPSPEED, PROCESSES, SHARDED, Clash, Facts, Setting, read_facts
 
 OPTIMIZER = "optimizer"
-FAMILIES = {OPTIMIZER: "llamafactory.optim"}
-"""The key whose values are the names of the parts (for optimizers, which have no such key, a word) -> their package."""
+QUANTIZER = "quantization_method"
+
+
+@dataclass(frozen=True)
+class Room:
+    """A package of parts that state facts. while_set: its parts count only while this key has a value. commands: only
+    there; empty means everywhere."""
+
+    package: str
+    while_set: str | None = None
+    commands: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    OPTIMIZER: Room("llamafactory.optim", commands=TRAIN),
+    QUANTIZER: Room("llamafactory.models.quantization", while_set="quantization_bit"),
+}
+"""The key whose values are the names of the parts (for optimizers, which have no such key, a word) -> their room."""
 
 
 def chosen_parts(config: RunConfig, family: str) -> dict[str, Facts]:
     """Name -> facts of the parts of a family that the options choose."""
-    found = read_facts(FAMILIES[family])
+    room = FAMILIES[family]
+    if room.while_set and value_of(config, room.while_set) is None:
+        return {}
+    found = read_facts(room.package)
     return {name: facts for name, facts in found.items() if _choice(config, family, name, facts) is not None}
 
 
 def claims_optim(config: RunConfig) -> bool:
     """True when the name in `optim` means a part of ours, which transformers must not be asked for."""
     name = config.training.optim
-    choices = [choice for facts in read_facts(FAMILIES[OPTIMIZER]).values() for choice in facts.chosen_by]
+    choices = [choice for facts in read_facts(FAMILIES[OPTIMIZER].package).values() for choice in facts.chosen_by]
     return any(key == "optim" and name in values for key, values in choices)
 
 
@@ -42,9 +62,9 @@ def replaces_optim(config: RunConfig) -> bool:
 
 def part_clashes(config: RunConfig) -> Iterator[Violation]:
     """What each chosen part cannot stand beside; and of each family one part is chosen."""
-    if config.command not in TRAIN:
-        return
-    for family in FAMILIES:
+    for family, room in FAMILIES.items():
+        if room.commands and config.command not in room.commands:
+            continue
         chosen = chosen_parts(config, family)
         choices = {name: str(_choice(config, family, name, facts)) for name, facts in chosen.items()}
         if len(choices) > 1:
@@ -52,8 +72,14 @@ def part_clashes(config: RunConfig) -> Iterator[Violation]:
             yield Violation(tuple(keys), f"there is one {family}", "keep one of them")
             continue
         for name, facts in chosen.items():
-            for clash in facts.clashes:
-                yield from _violations(config, choices[name], clash)
+            yield from clashes_of(config, facts, choices[name])
+
+
+def clashes_of(config: RunConfig, facts: Facts, choice: str, *, but: Collection[str] = ()) -> Iterator[Violation]:
+    """What a part that `choice` has chosen finds among the settings and cannot stand beside. but: keys left out."""
+    for clash in facts.clashes:
+        if clash.key not in but:
+            yield from _violations(config, choice, clash)
 
 
 def _choice(config: RunConfig, family: str, name: str, facts: Facts) -> str | None:

@@ -11,6 +11,8 @@ from llamafactory.config.section import INFER
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.config.violation import Rule, Violation
 
+_ENGINES = (*INFER, "predict")
+
 
 def needs_a_model(config: RunConfig) -> Iterator[Violation]:
     """Everything but a look at the data starts from a model."""
@@ -48,8 +50,8 @@ def needs_updates(config: RunConfig) -> Iterator[Violation]:
 def needs_an_output_folder(config: RunConfig) -> Iterator[Violation]:
     """A run that writes something says where."""
     training = config.training
-    writes = training.do_train or training.evaluates or training.do_predict
-    if config.command == "train" and writes and training.output_dir is None:
+    writes = config.command == "predict" or training.do_train or training.evaluates or training.do_predict
+    if config.command in {"train", "predict"} and writes and training.output_dir is None:
         yield Violation(("output_dir",), "the run has no folder to write to", "give a folder of its own to every run")
 
 
@@ -83,7 +85,7 @@ def adapters_need_an_adapter_method(config: RunConfig) -> Iterator[Violation]:
 
 def engine_fits_the_command(config: RunConfig) -> Iterator[Violation]:
     """Training and benchmarks run on the plain engine."""
-    if config.command not in INFER and config.model.infer_backend != "huggingface":
+    if config.command not in _ENGINES and config.model.infer_backend != "huggingface":
         yield Violation(
             ("infer_backend",), f"the command {config.command!r} has one engine", "set infer_backend to huggingface"
         )
@@ -91,7 +93,7 @@ def engine_fits_the_command(config: RunConfig) -> Iterator[Violation]:
 
 def vllm_limits(config: RunConfig) -> Iterator[Violation]:
     """What vLLM cannot do with our options."""
-    if config.command not in INFER or config.model.infer_backend != "vllm":
+    if config.command not in _ENGINES or config.model.infer_backend != "vllm":
         return
     if config.finetuning.stage != "sft":
         yield Violation(("stage", "infer_backend"), "vLLM only answers with sft models", "set stage to sft")

@@ -115,6 +115,11 @@ class RunConfig:
             return self.preference.pref_loss not in {"orpo", "simpo"}
         return stage in {"kto", "ppo"} or (stage == "sft" and self.loss.use_asft_loss)
 
+    @property
+    def asks_in_batches(self) -> bool:
+        """True when predictions are to be made for a given number of prompts at a time."""
+        return self.command in {"predict", "train"} and "per_device_eval_batch_size" in self.origins
+
     def sections(self) -> dict[str, Section]:
         """All sections by attribute name, in reading order."""
         return {name: getattr(self, name) for name in section_types()}

@@ -222,6 +222,7 @@ def assemble(
     return Prompt(
         Conversation(tuple(prompt), conversation.system, conversation.tools, conversation.media, source),
         reference=messages[-1].content if has_answer else "",
+        reference_role=messages[-1].role if has_answer else "assistant",
     )
 
 

@@ -5,7 +5,7 @@ Turns options into the values the other modules take; reads the registry but no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,7 @@ def make_plan(config: RunConfig) -> Plan:
     """Read the registry and check that every named data set fits the stage. Raises DataError."""
     data = config.data
     kind = kind_of(config.finetuning.stage)
-    folder = _folder(config)
-    names = (*data.dataset, *data.eval_dataset)
-    where, registry = _registry(config, folder) if names else ("", {})
-    media_dir = Path(data.media_dir) if data.media_dir else folder
-    entries = load_entries(names, registry, where=where, media_dir=media_dir)
+    entries, access = find_entries(config, (*data.dataset, *data.eval_dataset))
     for entry in entries:
         check_kind(
             kind,
@@ -60,10 +56,18 @@ def make_plan(config: RunConfig) -> Plan:
         tuple(entries[num_train:]),
         kind,
         limits,
-        _access(config, folder),
+        access,
         data.cutoff_len,
         packs,
     )
+
+
+def find_entries(config: RunConfig, names: Sequence[str]) -> tuple[Sequence[DatasetEntry], Access]:
+    """The registry entries of the named data sets, whatever the stage, and how to reach their rows."""
+    folder = _folder(config)
+    where, registry = _registry(config, folder) if names else ("", {})
+    media_dir = Path(config.data.media_dir) if config.data.media_dir else folder
+    return load_entries(names, registry, where=where, media_dir=media_dir), _access(config, folder)
 
 
 def open_rows(entry: DatasetEntry, access: Access) -> Rows:

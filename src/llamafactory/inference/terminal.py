@@ -1,56 +1,34 @@
 """The chat loop of a terminal or a pipe: reads what a person types, shows what the model says.
 
-Knows lines of text and a ChatModel; loads nothing.
+Knows lines of text and a session; loads nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
-from llamafactory.errors import LlamaFactoryError, did_you_mean
-from llamafactory.inference.chat_model import ChatModel
-from llamafactory.rendering.records import Conversation, Message
+from llamafactory.errors import DataError, LlamaFactoryError, did_you_mean
+from llamafactory.inference.screen import answer_screen, console_for, strip_controls
+from llamafactory.inference.session import Session
+from llamafactory.inference.thoughts import Shown
 
-HELP = "/system TEXT sets the system message, /clear forgets the conversation, /exit leaves; Ctrl-C stops an answer."
-_COMMANDS = ("/system", "/clear", "/exit", "/help")
+HELP = """\
+/system TEXT  set the system message; without TEXT, show it
+/tools JSON   give the model tools: a list of function schemas, or the name of a file with one; none takes them away
+/image FILE   show the model an image
+/clear        forget the conversation
+/save FILE    write the conversation as a data set (openai messages)
+/help         this list
+/exit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
+_COMMANDS = ("/system", "/tools", "/image", "/clear", "/save", "/help", "/exit")
 _BARE = {"clear": "/clear", "exit": "/exit"}
 _COMMAND = re.compile(r"(/[a-z]+)(?:\s+(.*))?", re.DOTALL)
 _PASTE_SECONDS = 0.03
-
-
-def strip_controls(text: str) -> str:
-    """Remove the characters that steer a terminal (escape, carriage return, backspace ...); newlines and tabs stay."""
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
-
-
-@dataclass
-class Session:
-    """One conversation: its system message and what was said."""
-
-    model: ChatModel
-    system: str = ""
-    messages: list[Message] = field(default_factory=list)
-
-    def answer(self, text: str) -> Iterator[str]:
-        """Stream the answer to `text`. What was shown before an interruption stays in the conversation."""
-        asked = [*self.messages, Message("user", text)]
-        said = ""
-        stream = self.model.stream(Conversation(tuple(asked), system=self.system), self.model.options)
-        with contextlib.closing(stream):
-            try:
-                for delta in stream:
-                    said += delta.text
-                    yield delta.text
-            finally:
-                if said:
-                    self.messages = [*asked, Message("assistant", said)]
 
 
 def converse(session: Session, *, source: TextIO, target: TextIO) -> int:
@@ -71,6 +49,7 @@ class _Dialogue:
         self._session = session
         self._target = target
         self._prompt = prompt
+        self._console = console_for(target) if prompt else None
 
     def run(self, lines: Iterator[str]) -> int:
         if self._prompt:
@@ -86,40 +65,48 @@ class _Dialogue:
         """Do what a line asks for; false when it asks to leave."""
         found = _COMMAND.fullmatch(_BARE.get(line.strip().lower(), line.strip()))
         if found is None:
-            self._answer(line)
+            self._survive(lambda: self._answer(line))
             return True
         name, argument = found.group(1), (found.group(2) or "").strip()
         if name == "/exit":
             return False
         actions: dict[str, Callable[[str], None]] = {
             "/system": self._set_system,
+            "/tools": self._set_tools,
+            "/image": self._add_image,
             "/clear": self._clear,
+            "/save": self._save,
             "/help": lambda _: self._say(HELP),
         }
-        actions.get(name, lambda _: self._unknown(name))(argument)
+        action = actions.get(name, lambda _: self._unknown(name))
+        self._survive(lambda: action(argument))
         return True
 
-    def _answer(self, text: str) -> None:
-        if self._prompt:
-            self._write("Assistant: ")
-        last = ""
+    def _survive(self, action: Callable[[], None]) -> None:
+        """Tell a person's mistake and go on; a pipe ends with it."""
         try:
-            for piece in self._session.answer(text):
-                shown = strip_controls(piece)
-                last = shown or last
-                self._write(shown)
-        except KeyboardInterrupt:
-            if not self._prompt:
-                raise
-            self._write("\n(stopped)")
-            last = ""
+            action()
         except LlamaFactoryError as error:
             if not self._prompt:
                 raise
-            self._write(str(error))
-            last = ""
-        if not last.endswith("\n"):
-            self._write("\n")
+            self._say(strip_controls(str(error)))
+
+    def _answer(self, text: str) -> None:
+        if self._prompt:
+            self._write("Assistant:\n" if self._console else "Assistant: ")
+        try:
+            with answer_screen(self._target, self._console) as screen:
+                # A pipe gets the answer as the model wrote it, with the words around its thought.
+                pieces = self._session.split_answer(text) if self._prompt else map(Shown, self._session.answer(text))
+                for piece in pieces:
+                    screen.add(piece)
+        except KeyboardInterrupt:
+            if not self._prompt:
+                raise
+            self._say("(stopped)")
+        if self._session.awaits_result:
+            names = ", ".join(call.name for call in self._session.calls())
+            self._say(f"(the model calls {strip_controls(names)}; your next line is the result)")
 
     def _set_system(self, text: str) -> None:
         if text:
@@ -128,8 +115,25 @@ class _Dialogue:
         else:
             self._say(f"(system message: {strip_controls(self._session.system) or 'none'})")
 
+    def _set_tools(self, text: str) -> None:
+        if not text:
+            self._say(f"(tools: {strip_controls(self._session.tools) or 'none'})")
+            return
+        self._session.set_tools("" if text == "none" else _read_tools(text))
+        self._say("(tools taken away)" if text == "none" else "(tools set)")
+
+    def _add_image(self, text: str) -> None:
+        raise DataError(
+            f"/image: this model reads text alone, so {text or 'an image'} would not be seen; describe it in words"
+        )
+
+    def _save(self, text: str) -> None:
+        if not text:
+            raise DataError("/save: names no file; write for example /save talk.json")
+        self._say(f"(written: {self._session.save(Path(text).expanduser())})")
+
     def _clear(self, _: str) -> None:
-        self._session.messages = []
+        self._session.clear()
         self._say("(conversation cleared)")
 
     def _unknown(self, name: str) -> None:
@@ -143,6 +147,16 @@ class _Dialogue:
     def _write(self, text: str) -> None:
         self._target.write(text)
         self._target.flush()
+
+
+def _read_tools(text: str) -> str:
+    """Tools given as JSON, or as the name of a file that holds it."""
+    if text.startswith(("[", "{")):
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"/tools: {text!r} is neither JSON nor a file that can be read; give one of them") from error
 
 
 def _typed_lines(target: TextIO) -> Iterator[str]:

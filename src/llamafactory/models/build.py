@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
+from llamafactory.models.quantization import mark
 from llamafactory.models.safetensors_file import folder_shapes
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
     from llamafactory.config.run import RunConfig
+    from llamafactory.models.quantization import Quantizer
 
 logger = get_logger(__name__)
 
@@ -45,13 +47,6 @@ def read_config(config: RunConfig) -> tuple[Path, PretrainedConfig]:
             f"model_name_or_path: {folder} has no configuration this release can read ({first_line(error)}); "
             "check config.json, or update transformers"
         ) from error
-    quantized = getattr(hf_config, "quantization_config", None)
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
-        raise ModelError(
-            f"model_name_or_path: {name!r} is stored quantized ({method}), which is not available in this version; "
-            "give the unquantized model"
-        )
     return folder, hf_config
 
 
@@ -69,9 +64,11 @@ def build_weights(
     attention: str | None,
     dtype: torch.dtype,
     trainable: bool,
+    quantizer: Quantizer | None = None,
 ) -> PreTrainedModel:
     """Read the weights, or create random ones with train_from_scratch. Raises ModelError, CheckpointError."""
     options: dict[str, object] = {"dtype": dtype, "trust_remote_code": config.hub.trust_remote_code}
+    options |= quantizer.options if quantizer is not None else {}
     if attention is not None:
         options["attn_implementation"] = attention
     auto = AutoModelForImageTextToText if _is_multimodal(hf_config) else AutoModelForCausalLM
@@ -83,6 +80,9 @@ def build_weights(
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise ModelError(f"model_name_or_path: {folder} could not be loaded: {first_line(error)}") from error
     refuse_meta(model, folder)
+    if quantizer is not None:
+        model = quantizer.finish(model)
+        mark(model, quantizer.result, folder)
     repair_generation(model.generation_config)
     model.name_or_path = config.model.model_name_or_path
     return model
@@ -93,14 +93,14 @@ def _read_weights(
 ) -> PreTrainedModel:
     allow_pickle = config.hub.allow_pickle_weights
     safe = check_weights(folder, str(folder), key="model_name_or_path", allow_pickle=allow_pickle)
-    device_map = None if trainable else _inference_devices(config)
-    if device_map == "auto":
+    options.setdefault("device_map", None if trainable else _inference_devices(config))
+    if options["device_map"] == "auto":
         options["offload_folder"] = config.model.offload_folder
     if not safe:
         return _read_pickled(auto, folder, options)
     folder_shapes(folder)  # a damaged file is told by name
     model, report = auto.from_pretrained(  # type: ignore[attr-defined]
-        folder, device_map=device_map, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
     )
     _refuse_missing(sorted(report["missing_keys"]), folder)
     return model

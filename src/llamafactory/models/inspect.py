@@ -28,6 +28,9 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def _full_size(parameter: nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose 4-bit weights lie two in a byte
+    if packed is not None:
+        return int(packed.shape.numel())
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty local tensor
 
 

@@ -29,6 +29,8 @@ from llamafactory.models.dtype import DtypePlan, cast_parameters, plan_dtype
 from llamafactory.models.families import family_facts
 from llamafactory.models.hub import fetch, is_local
 from llamafactory.models.inspect import count_parameters, parameter_status
+from llamafactory.models.quantization import quantization_of
+from llamafactory.models.quantization._choose import choose_quantizer
 from llamafactory.models.record import BaseRecord, fingerprint, read_record
 from llamafactory.models.rope import scale_rope, set_rope
 from llamafactory.models.router import set_router_loss
@@ -131,6 +133,7 @@ def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedMode
     other = dataclasses.replace(
         config,
         model=config.model.model_copy(update=named),
+        quantization=config.quantization.model_copy(update={"quantization_bit": preference.ref_model_quantization_bit}),
         finetuning=config.finetuning.model_copy(update={"finetuning_type": "lora"}),
     )
     base = load_base(other, bundle, [], trainable=True)
@@ -166,17 +169,23 @@ def load_base(config: RunConfig, bundle: TokenizerBundle, notes: list[str], *, t
         logger.warning(remark)
     if not config.model.low_cpu_mem_usage:
         notes.append("low_cpu_mem_usage: false has no effect, transformers 5 always loads weights one by one")
-    model = build.build_weights(config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable)
+    quantizer = choose_quantizer(config, hf_config, dtype=plan.frozen, trainable=trainable)
+    if quantizer is not None:
+        notes.append(quantizer.note)
+    model = build.build_weights(
+        config, folder, hf_config, attention=attention, dtype=plan.load, trainable=trainable, quantizer=quantizer
+    )
     grown = _fit_vocab(model, config, bundle, earlier, trainable=trainable)
     record = BaseRecord(
         base_model=_portable_name(config),
         vocab_size=num_rows(model),
-        base_fingerprint="" if config.model.train_from_scratch else fingerprint(folder),
+        base_fingerprint="" if config.model.train_from_scratch or _is_stored(model) else fingerprint(folder),
         added_tokens=_added_tokens(bundle, earlier),
         rope_parameters=positions[0],
         max_position_embeddings=positions[1],
+        quantization=_in_words(model),
     )
-    _compare_base(record, earlier)
+    _compare_base(record, earlier, notes)
     return Base(folder, model, plan, record, grown)
 
 
@@ -294,7 +303,21 @@ def _added_tokens(bundle: TokenizerBundle, earlier: BaseRecord | None) -> tuple[
     return known + tuple((token, "special" if token in special else "normal") for token in bundle.added_tokens)
 
 
-def _compare_base(record: BaseRecord, earlier: BaseRecord | None) -> None:
+def _is_stored(model: PreTrainedModel) -> bool:
+    """True for weights stored quantized: an adapter on them is merged into others, the plain ones."""
+    quantization = quantization_of(model)
+    return quantization is not None and quantization.stored
+
+
+def _in_words(model: PreTrainedModel) -> str:
+    quantization = quantization_of(model)
+    return quantization.describe() if quantization is not None else ""
+
+
+def _compare_base(record: BaseRecord, earlier: BaseRecord | None, notes: list[str]) -> None:
+    if earlier is not None and earlier.quantization != record.quantization:
+        then, now = (found.quantization or "not quantized" for found in (earlier, record))
+        notes.append(f"the adapter was trained on a base held as {then}, now it is {now}: answers differ a little")
     prints = {record.base_fingerprint, earlier.base_fingerprint if earlier is not None else ""} - {""}
     if len(prints) > 1:
         logger.warning(
@@ -358,6 +381,8 @@ def _prepare_training(model: PreTrainedModel | PeftModel, config: RunConfig, not
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if config.compute.upcast_layernorm:
         notes.append(f"upcast_layernorm: {upcast_norms(base)} norm weights are float32")
+    elif quantization_of(base) is not None and base.dtype != torch.float32:
+        notice("upcast_layernorm: true costs little and steadies training on a quantized base")
     if config.compute.upcast_lmhead_output:
         upcast_head_output(base)
     count = count_parameters(model)

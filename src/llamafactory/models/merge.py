@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from llamafactory.errors import ModelError
 from llamafactory.models.build import reload_model
+from llamafactory.models.quantization import quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +64,7 @@ class MergeReport:
 
 def refuse_quantized(model: PreTrainedModel | PeftModel) -> None:
     """Raise ModelError for a quantized base: merging into rounded weights gives another model."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(base, "is_quantized", False) or getattr(base.config, "quantization_config", None):
+    if quantization_of(model) is not None:
         raise ModelError(
             "an adapter cannot be merged into a quantized base without changing what it does; "
             "load the unquantized base (remove quantization_bit) and merge into that"

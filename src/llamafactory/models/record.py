@@ -26,6 +26,7 @@ class BaseRecord:
     base_model: name or absolute folder. base_fingerprint: of its weights, empty when unknown. merged_adapters: merged
     into the base before this adapter was made, in order. vocab_size: rows of the input embedding. added_tokens: token
     text to kind ("special" or "normal"). rope_parameters, max_position_embeddings: of the stretched base, or None.
+    quantization: of the base in training, in words; empty for plain weights.
     """
 
     base_model: str
@@ -34,6 +35,7 @@ class BaseRecord:
     merged_adapters: tuple[str, ...] = ()
     added_tokens: tuple[tuple[str, str], ...] = ()
     rope_parameters: dict[str, object] | None = None
+    quantization: str = ""
     max_position_embeddings: int | None = None
 
 

@@ -7,6 +7,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+from torch import Tensor
+
 from llamafactory.errors import CheckpointError
 
 
@@ -55,3 +58,15 @@ def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for file in sorted(folder.glob("*.safetensors")):
         shapes.update(tensor_shapes(file))
     return shapes
+
+
+def read_tensor(folder: Path, name: str) -> Tensor:
+    """One tensor of a folder, by its name in the files. Raises CheckpointError when no file holds it."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if name in read_entries(file):
+            with safe_open(file, framework="pt") as opened:
+                return opened.get_tensor(name)
+    raise CheckpointError(
+        f"{folder}: no .safetensors file in it holds the tensor {name}; give a folder with plain weights under the "
+        "model's own names"
+    )

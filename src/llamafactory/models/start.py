@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,45 +21,58 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llamafactory.errors import CheckpointError, ModelError
-from llamafactory.models.adapters.starts import STARTS
+from llamafactory.models.adapters.starts import STARTS, StartOptions
+from llamafactory.models.quantization import QUANTIZERS, Quantization, quantization_of
+from llamafactory.models.safetensors_file import read_tensor
 
 if TYPE_CHECKING:
     from llamafactory.config.run import RunConfig
 
 START_FILE = "initial_adapter.safetensors"
 _ADAPTER = "default"
-_METHOD = "lora_init"
+_METHOD, _ROUNDING, _OWN_ROUNDING = "lora_init", "rounding", "nf4"
+_PREFIX = "base_model.model."
 
 
 class Residual(Protocol):
-    """What the base becomes when `delta` is taken out of it; both [out, in] fp32."""
+    """What the base becomes when `delta` is taken out of it and the rest is rounded; both [out, in] fp32."""
 
-    def __call__(self, weight: Tensor, delta: Tensor) -> Tensor: ...
+    def __call__(self, weight: Tensor, delta: Tensor, rounding: str) -> Tensor: ...
 
 
 def start_adapter(model: PeftModel, config: RunConfig) -> None:
     """Give the new adapter of `model` the first values that `lora_init` names, in place."""
-    method = STARTS.load(config.lora.init)
-    for _, layer in _layers(model):
-        weight, rank = _weight(layer), layer.r[_ADAPTER]
-        found = method.factors(weight, rank, layer.scaling[_ADAPTER], config)
+    method, quantization = STARTS.load(config.lora.init), quantization_of(model)
+    rounding = _OWN_ROUNDING if quantization is None else quantization.describe()
+    options, rounds = StartOptions(config.lora.pissa_iter, rounding), hasattr(method, "residual")
+    for name, layer in _layers(model):
+        weight = _weight(name, layer, quantization) if rounds or quantization is None else _shape_alone(layer)
+        found = method.factors(weight, layer.r[_ADAPTER], layer.scaling[_ADAPTER], options)
         if found is None:
             return
         down, up = (_fill(part, like.weight) for part, like in zip(found, _matrices(layer), strict=True))
         for value, part in zip((down, up), _matrices(layer), strict=True):
             part.weight.data.copy_(value)
         if bool(up.any()):
-            _take_out(layer, down, up, method.__name__.rsplit(".", 1)[-1])
+            start = _Start(method.__name__.rsplit(".", 1)[-1], rounding, down, up)
+            _take_out(layer, weight, start, quantization)
 
 
 def take_up_start(model: PeftModel, folder: Path) -> None:
     """Change the base as the adapter in `folder` remembers it, in place; nothing without a stored start."""
     if not has_start(folder):
         return
-    stored, method = load_file(folder / START_FILE), start_method(folder)
+    stored, (method, rounding) = load_file(folder / START_FILE), _facts(folder)
+    quantization = quantization_of(model)
+    if quantization is not None and quantization.folder is None:
+        raise ModelError(
+            f"adapter_name_or_path: {folder} took its first values out of plain weights (lora_init: {method}), and the "
+            "base is stored quantized; give the unquantized base it was trained on"
+        )
     for name, layer in _layers(model):
         if f"{name}.A" in stored:
-            _take_out(layer, stored[f"{name}.A"], stored[f"{name}.B"], method)
+            start = _Start(method, rounding, stored[f"{name}.A"], stored[f"{name}.B"])
+            _take_out(layer, _weight(name, layer, quantization), start, quantization)
 
 
 def refuse_other_start(model: nn.Module, folder: Path) -> None:
@@ -80,11 +94,17 @@ def has_start(folder: Path) -> bool:
 
 def start_method(folder: Path) -> str:
     """The `lora_init` of a stored start. Raises ModelError when it does not say."""
+    return _facts(folder)[0]
+
+
+def _facts(folder: Path) -> tuple[str, str]:
+    """The `lora_init` and the rounding of a stored start. Raises ModelError when it does not say."""
     with safe_open(folder / START_FILE, framework="pt") as file:
-        method = (file.metadata() or {}).get(_METHOD)
+        facts = file.metadata() or {}
+    method = facts.get(_METHOD)
     if method not in STARTS.names():
         raise ModelError(f"{folder / START_FILE}: names no known start ({method!r}); take the file as it was written")
-    return str(method)
+    return str(method), facts.get(_ROUNDING, _OWN_ROUNDING)
 
 
 def save_start(model: PeftModel, folder: Path) -> None:
@@ -93,8 +113,8 @@ def save_start(model: PeftModel, folder: Path) -> None:
     if not state:
         (folder / START_FILE).unlink(missing_ok=True)
         return
-    method = next(str(vars(layer)[_METHOD]) for _, layer in _layers(model) if _METHOD in vars(layer))
-    save_file(state, folder / START_FILE, metadata={_METHOD: method})
+    layer = next(layer for _, layer in _layers(model) if _METHOD in vars(layer))
+    save_file(state, folder / START_FILE, metadata={key: str(vars(layer)[key]) for key in (_METHOD, _ROUNDING)})
 
 
 def as_plain(model: PeftModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoraConfig]:
@@ -129,26 +149,63 @@ def _matrices(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
     return layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
 
 
-def _weight(layer: LoraLayer) -> Tensor:
-    """The base weight [out, in] in fp32."""
-    weight = layer.get_base_layer().weight.detach().float()
-    return weight.T if layer.fan_in_fan_out else weight
+def _weight(name: str, layer: LoraLayer, quantization: Quantization | None) -> Tensor:
+    """The base weight [out, in] in fp32; of a quantized base the plain one it was made from. Raises CheckpointError."""
+    base = layer.get_base_layer()
+    if quantization is None:
+        weight = base.weight.detach().float()
+        return weight.T if layer.fan_in_fan_out else weight
+    assert quantization.folder is not None, "starts that need plain weights are refused on stored quantized ones"
+    weight = read_tensor(quantization.folder, f"{name.removeprefix(_PREFIX)}.weight").float()
+    return (weight if weight.shape == (layer.out_features, layer.in_features) else weight.T).to(base.weight.device)
 
 
-def _take_out(layer: LoraLayer, down: Tensor, up: Tensor, method: str) -> None:
+def _shape_alone(layer: LoraLayer) -> Tensor:
+    """[out, in] without values: starts that need those, and do not round, are refused on a quantized base."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The first values of one layer: A0 [rank, in], B0 [out, rank], and how the base was changed with them."""
+
+    method: str
+    rounding: str
+    down: Tensor
+    up: Tensor
+
+
+def _take_out(layer: LoraLayer, plain: Tensor, start: _Start, quantization: Quantization | None) -> None:
     """Change the base weight and remember the first values with the layer, outside of its saved state."""
-    base = layer.get_base_layer().weight
-    down, up = down.to(base.device), up.to(base.device)
-    delta, plain = layer.scaling[_ADAPTER] * up @ down, _weight(layer)
-    residual: Residual = getattr(STARTS.load(method), "residual", _difference)
-    changed = residual(plain, delta)
-    base.data = (changed.T if layer.fan_in_fan_out else changed).contiguous().to(base.dtype)
+    base = layer.get_base_layer()
+    down, up = start.down.to(plain.device), start.up.to(plain.device)
+    delta = layer.scaling[_ADAPTER] * up @ down
+    residual: Residual = getattr(STARTS.load(start.method), "residual", _difference)
+    if quantization is None:
+        changed = residual(plain, delta, start.rounding)
+        base.weight.data = (changed.T if layer.fan_in_fan_out else changed).contiguous().to(base.weight.dtype)
+    else:
+        same = quantization.describe() == start.rounding  # then the layer itself rounds
+        changed = plain - delta if same else residual(plain, delta, start.rounding)
+        _quantize_again(base, changed, quantization)
     layer.register_buffer("start_A", down, persistent=False)
     layer.register_buffer("start_B", up, persistent=False)
-    setattr(layer, _METHOD, method)
+    setattr(layer, _METHOD, start.method)
+    setattr(layer, _ROUNDING, start.rounding)
 
 
-def _difference(weight: Tensor, delta: Tensor) -> Tensor:
+def _quantize_again(base: nn.Module, weight: Tensor, quantization: Quantization) -> None:
+    """Put `weight` into a quantized layer, in place. Raises ModelError where the method cannot do that."""
+    replace_weight = getattr(QUANTIZERS.load(quantization.method), "replace_weight", None)
+    if replace_weight is None or not replace_weight(base, weight):
+        raise ModelError(
+            "adapter_name_or_path: this adapter took its first values out of the base, and a base held as "
+            f"{quantization.describe()} cannot be changed; use bnb with quantization_bit: 4, or none"
+        )
+
+
+def _difference(weight: Tensor, delta: Tensor, rounding: str) -> Tensor:
+    del rounding
     return weight - delta
 
 

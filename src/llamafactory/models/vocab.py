@@ -52,12 +52,12 @@ def padded_rows(num_tokens: int) -> int:
 def grow_vocab(model: PreTrainedModel, rows: int, new: NewRows) -> bool:
     """Grow the embeddings to `rows` in place and set the rows of new tokens; True when the number of rows changed.
 
-    Never shrinks. Keeps tied embeddings tied. Raises ModelError on a quantized model.
+    Never shrinks. Keeps tied embeddings tied. Raises ModelError when the embeddings themselves are quantized.
     """
     old = num_rows(model)
-    if getattr(model, "is_quantized", False) and rows > old:
+    if rows > old and not all(weight.is_floating_point() for weight in _embedding_weights(model)):
         raise ModelError(
-            "resize_vocab: the embeddings of a quantized model cannot grow; load it without quantization_bit"
+            "resize_vocab: the embeddings of this model are quantized, so they cannot grow; give the unquantized model"
         )
     if rows > old:
         model.resize_token_embeddings(rows, mean_resizing=False)

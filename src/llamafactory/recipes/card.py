@@ -15,6 +15,7 @@ import yaml
 from llamafactory.config import RunConfig
 from llamafactory.config.sections.finetuning import ADAPTER_METHODS
 from llamafactory.errors import LlamaFactoryError
+from llamafactory.models.record import read_record
 
 CARD_FILE = "README.md"
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -60,7 +61,7 @@ def write_model_card(
     """
     parts = [_front_matter(config, datasets), _introduction(folder, config, datasets)]
     if config.command != "export":
-        parts.append(_section("Settings", _table(("setting", "value"), _settings(config))))
+        parts.append(_section("Settings", _table(("setting", "value"), _settings(folder, config))))
     numbers = [(name, f"{value:.6g}") for name, value in sorted(metrics.items()) if _is_number(value)]
     if numbers:
         parts.append(_section("Results", _table(("metric", "value"), numbers)))
@@ -118,12 +119,15 @@ def _introduction(folder: Path, config: RunConfig, datasets: Sequence[str]) -> s
     return f"# {_text(folder.name)}\n\n{base} after {stage} ({_METHODS.get(method, method)}) on {data}.\n"
 
 
-def _settings(config: RunConfig) -> list[tuple[str, str]]:
+def _settings(folder: Path, config: RunConfig) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = [
         ("stage", config.finetuning.stage),
         ("finetuning_type", config.finetuning.finetuning_type),
     ]
     rows.append(("precision", config.precision))
+    record = read_record(folder)
+    if record is not None and record.quantization:
+        rows.append(("base weights in training", record.quantization))
     for section, names in _SETTINGS.items():
         if section == "lora" and config.finetuning.finetuning_type != "lora":
             continue

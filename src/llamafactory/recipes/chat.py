@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from llamafactory.config import RunConfig, load_config
 from llamafactory.inference.artefact import complete
 from llamafactory.inference.chat_model import ChatModel
-from llamafactory.inference.terminal import Session, converse
+from llamafactory.inference.session import new_session
+from llamafactory.inference.terminal import converse
 
 
 def run_chat(source: RunConfig | Mapping[str, object]) -> int:
@@ -17,4 +18,4 @@ def run_chat(source: RunConfig | Mapping[str, object]) -> int:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with ChatModel(config) as model:
-        return converse(Session(model), source=sys.stdin, target=sys.stdout)
+        return converse(new_session(model), source=sys.stdin, target=sys.stdout)

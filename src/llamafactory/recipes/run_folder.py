@@ -88,7 +88,7 @@ def prepare(config: RunConfig) -> StartPoint:
     CheckpointError when no checkpoint in it can be used.
     """
     folder = Path(str(config.training.output_dir))
-    _make(folder)
+    make_writable(folder)
     if config.training.overwrite_output_dir:
         _set_aside(folder)
     start = StartPoint(_checkpoint(config, folder))
@@ -99,7 +99,7 @@ def prepare(config: RunConfig) -> StartPoint:
     return start
 
 
-def _make(folder: Path) -> None:
+def make_writable(folder: Path) -> None:
     """Make the folder and try to write into it. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -23,6 +24,8 @@ from llamafactory.models.tokenizer import TokenizerBundle
 from llamafactory.objectives import STAGES
 from llamafactory.recipes import run_folder
 from llamafactory.recipes.card import write_model_card
+from llamafactory.recipes.predict import predict
+from llamafactory.recipes.predict_training import TrainerPredictions
 from llamafactory.recipes.upload import upload
 from llamafactory.rendering.records import Prompt
 from llamafactory.rendering.renderer import Renderer
@@ -55,6 +58,8 @@ def run_train(source: RunConfig | Mapping[str, object] | str | Path) -> dict[str
 def _run(config: RunConfig) -> dict[str, float]:
     refuse_unavailable(config, "train")
     training = config.training
+    if _only_predicts(config):
+        return predict(config)
     args = check_training(config)
     start = run_folder.prepare(config) if training.do_train and env.rank() == 0 else run_folder.StartPoint(None)
     bundle, renderer = load_renderer(config)
@@ -65,6 +70,7 @@ def _run(config: RunConfig) -> dict[str, float]:
     if not training.do_train and objective.needs_reference and config.preference.ref_model is None:
         notice("ref_model: not given, and nothing is trained, so the model is its own reference and all rewards are 0")
     datasets = build_datasets(config, renderer, for_training=training.do_train)
+    predictions = TrainerPredictions(config, renderer, bundle.tokenizer) if _generates(config) else None
     loaded = load_model(config, bundle, trainable=training.do_train, head=objective.head)
     reference = load_reference(config, bundle)
     trainer = build_trainer(
@@ -80,16 +86,34 @@ def _run(config: RunConfig) -> dict[str, float]:
     if answers_prompts:
         stop_ids = tuple(renderer.stop_ids)
         add_rollouts(trainer, config, tokenizer=bundle.tokenizer, stop_ids=stop_ids, reference=reference)
+    if predictions is not None and training.predict_with_generate:
+        trainer.generation_metrics = partial(predictions.evaluate, trainer)
     metrics: dict[str, float] = {}
     if training.do_train:
         metrics |= _train(config, trainer, _agree_on(start))
     if training.do_eval and datasets.evals:
         metrics |= _evaluate(trainer)
     if training.do_predict:
-        metrics |= predict_pairs(trainer, list(datasets.evals.values()))
+        metrics |= (
+            predictions.predict(trainer) if predictions else predict_pairs(trainer, list(datasets.evals.values()))
+        )
     if trainer.is_world_process_zero():
         _finish(config, trainer, metrics)
     return metrics
+
+
+def _generates(config: RunConfig) -> bool:
+    """True when the run answers questions: when it predicts, but for scores of a reward model, or evaluates so."""
+    training = config.training
+    predicts = training.do_predict and config.finetuning.stage != "rm"
+    return predicts or (training.predict_with_generate and training.evaluates)
+
+
+def _only_predicts(config: RunConfig) -> bool:
+    """True when one process answers questions and does nothing else, which needs no trainer."""
+    training = config.training
+    alone = not training.do_train and not training.do_eval and env.world_size() == 1
+    return alone and training.do_predict and _generates(config)
 
 
 def _saver(

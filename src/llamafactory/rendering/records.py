@@ -83,10 +83,14 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to answer; `reference` is the expected answer, or an empty string."""
+    """A prompt to answer; `reference` is the expected answer, or an empty string.
+
+    reference_role: `function` when the reference is tool calls.
+    """
 
     conversation: Conversation
     reference: str = ""
+    reference_role: Role = "assistant"
 
     @property
     def source(self) -> str:

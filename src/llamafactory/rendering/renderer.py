@@ -89,6 +89,7 @@ class Renderer:
     tool_format: name of the format whose calls are read. stop_ids: tokens that end an answer. changes: what was changed
     in the tokenizer. text_frame: ids before and behind plain text. fingerprint: changes whenever the same records would
     render to other tokens. skeletons: a quicker way to write conversations, where the dialect has one.
+    thought_words: what the template writes around a thought; None for a tokenizer's own template.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Renderer:
     text_frame: tuple[tuple[int, ...], tuple[int, ...]]
     fingerprint: str
     skeletons: Skeletons | None = None
+    thought_words: tuple[str, str] | None = None
 
     @property
     def stop_words(self) -> tuple[str, ...]:
@@ -202,7 +204,7 @@ class Renderer:
     def _prompt_draft(self, record: Prompt) -> list[Draft]:
         if not record.reference:
             return _one_prompt(self._layout(record.conversation, Mode(single_turn=True, generation=True)), answers=1)
-        answer = Message("assistant", record.reference)
+        answer = Message(record.reference_role, record.reference)
         conversation = replace(record.conversation, messages=(*record.conversation.messages, answer))
         return _one_prompt(self._layout(conversation, Mode(single_turn=True)), answers=1)
 
@@ -264,6 +266,7 @@ def build_renderer(
         text_frame=_text_frame(tokenizer, encoder, template.text_end),
         fingerprint=_fingerprint(encoder, (template, thinking, date, stop_ids)),
         skeletons=Skeletons(dialect, new_layout, encoder, template.thought_words),
+        thought_words=template.thought_words,
     )
 
 

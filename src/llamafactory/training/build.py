@@ -31,6 +31,7 @@ from llamafactory.data.pipeline import Datasets
 from llamafactory.data.prompts import PromptCollator
 from llamafactory.errors import ConfigError
 from llamafactory.logs import get_logger, notice
+from llamafactory.models.quantization import measured, place
 from llamafactory.models.value_head import detached, head_state, save_value_head
 from llamafactory.objectives import Objective
 from llamafactory.optim import build_optimizer
@@ -90,26 +91,27 @@ def build_trainer(
     free = reference is None and isinstance(model, PeftModel)
     stored = stores_reference(config, datasets, args, free=free)
     if stored:
-        policy = build_reference(model.to(args.device), reference, args, lasting=False)
+        policy = build_reference(place(model, args.device), reference, args, lasting=False)
         datasets = build_store(config, args, policy, reference or model, collate).add_to(datasets)
         evaluation = _evaluation_sets(config, datasets)
         reference = None
     scorer = _scorer(objective, model, args, reference, stored=stored)
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=collate,
-        train_dataset=datasets.train,
-        eval_dataset=evaluation,
-        callbacks=_callbacks(config),
-        objective=objective,
-        scorer=scorer,
-        preparation=build_batch_terms(config, scorer, objective),
-        order=_in_rounds(config, args, training_order(config, args, datasets.train, layout)),
-        guard=NonFiniteGuard(_describe(config, model, args)),
-        optimizer_factory=partial(build_optimizer, config=config, args=args),
-        save_weights=save_weights or _plain_saver(model, tokenizer),
-    )
+    with measured(model):
+        trainer = Trainer(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=datasets.train,
+            eval_dataset=evaluation,
+            callbacks=_callbacks(config),
+            objective=objective,
+            scorer=scorer,
+            preparation=build_batch_terms(config, scorer, objective),
+            order=_in_rounds(config, args, training_order(config, args, datasets.train, layout)),
+            guard=NonFiniteGuard(_describe(config, model, args)),
+            optimizer_factory=partial(build_optimizer, config=config, args=args),
+            save_weights=save_weights or _plain_saver(model, tokenizer),
+        )
     trainer.remove_callback(PrinterCallback)
     if isinstance(datasets.train, Dataset) and "desirable" in datasets.train.column_names:
         weights = (config.preference.kto_chosen_weight, config.preference.kto_rejected_weight)

@@ -19,6 +19,7 @@ from llamafactory.config.rules_parts import replaces_optim
 from llamafactory.config.run import RunConfig
 from llamafactory.errors import ConfigError, first_line
 from llamafactory.logs import get_logger
+from llamafactory.models.quantization import QUANTIZERS
 from llamafactory.parts import require
 from llamafactory.training.arguments import build_training_arguments
 from llamafactory.training.schedules import scheduler_arguments
@@ -56,12 +57,26 @@ def check_training(config: RunConfig) -> TrainingArguments:
     """
     if config.finetuning.plot_loss:
         require("matplotlib", "plot_loss: true", extra="plot")
+    _check_quantizer(config)
     args = build_training_arguments(config)
     _check_trackers(config, args)
     if config.training.do_train:
         _check_optimizer(config, args)
         _check_schedule(config, args)
     return args
+
+
+def _check_quantizer(config: RunConfig) -> None:
+    """The packages of a quantized base, reference or reward model are installed. Raises MissingPackageError."""
+    bits = (
+        config.quantization.quantization_bit,
+        config.preference.ref_model_quantization_bit,
+        config.ppo.reward_model_quantization_bit,
+    )
+    if any(value is not None for value in bits):
+        part = QUANTIZERS.load(config.quantization.quantization_method)
+        if hasattr(part, "require_packages"):
+            part.require_packages()
 
 
 def _check_optimizer(config: RunConfig, args: TrainingArguments) -> None:

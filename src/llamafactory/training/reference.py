@@ -18,6 +18,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import TrainingArguments
 
+from llamafactory.models.quantization import place
+
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -97,7 +99,7 @@ def build_reference(
     other = copy.deepcopy(model) if separate is None else separate
     if args is None:
         return FrozenCopy(other)
-    return FrozenCopy(other.to(args.device), autocast_of(args))
+    return FrozenCopy(place(other, args.device), autocast_of(args))
 
 
 def autocast_of(args: TrainingArguments) -> Autocast:

@@ -44,6 +44,7 @@ class Trainer(transformers.Trainer):
     optimizer_factory: makes the optimizer, or answers None to leave the choice to transformers.
     save_weights: writes the live model and what belongs beside it into a folder.
     preparation: what a stage does to the batches of an update before the update; None for most stages.
+    generation_metrics: metrics of generated answers by their prefix, a part of every evaluation; None without.
     """
 
     loss_is_scaled_for_ga = True
@@ -67,6 +68,7 @@ class Trainer(transformers.Trainer):
         self.objective, self.scorer, self.guard = objective, scorer, guard
         self._order, self._optimizer_factory, self._save_weights = order, optimizer_factory, save_weights
         self.preparation = preparation
+        self.generation_metrics: Callable[[str], dict[str, float]] | None = None
         self._seen_ahead: list[Any] = []
         self.train_sums, self._eval_sums, self._all_eval_sums = MetricSums(), MetricSums(), MetricSums()
         self._step_loss: Tensor | None = None
@@ -214,12 +216,17 @@ class Trainer(transformers.Trainer):
     ) -> dict[str, float]:
         """Loss and metrics of the evaluation data; for several sets, of each and of all together."""
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        whole = metric_key_prefix == "eval"  # the library calls this once more for each of several sets
         metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if several:
             together = _eval_metrics(self._all_eval_sums.take(), metric_key_prefix)
             self.log(dict(together))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
             metrics |= together
+        if whole and self.generation_metrics is not None:
+            generated = self.generation_metrics(metric_key_prefix)
+            self.log(dict(generated))
+            metrics |= generated
         return metrics
 
     def evaluation_loop(

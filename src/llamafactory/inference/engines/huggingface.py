@@ -43,7 +43,7 @@ def build(config: RunConfig) -> HuggingFaceEngine:
     bundle, renderer = load_renderer(config)
     scores = config.finetuning.stage == "rm"
     model = load_model(config, bundle, trainable=False, head="value" if scores else "lm").model
-    return HuggingFaceEngine(model, bundle.tokenizer, renderer, max_concurrent=_max_concurrent())
+    return HuggingFaceEngine(model, bundle.tokenizer, renderer, max_concurrent=_max_concurrent(config))
 
 
 class HuggingFaceEngine:
@@ -157,8 +157,10 @@ def _build_batch(model: PreTrainedModel, max_rows: int) -> BatchRunner | None:
     return BatchRunner(model, max_rows=max_rows)
 
 
-def _max_concurrent() -> int:
-    value = os.environ.get("MAX_CONCURRENT", str(MAX_CONCURRENT))
+def _max_concurrent(config: RunConfig) -> int:
+    """Answers decoded together: what the environment says, else the batch size given for predictions."""
+    default = config.training.per_device_eval_batch_size if config.asks_in_batches else MAX_CONCURRENT
+    value = os.environ.get("MAX_CONCURRENT", str(default))
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(f"MAX_CONCURRENT: got {value!r} in the environment; give a whole number of at least 1")
     return int(value)

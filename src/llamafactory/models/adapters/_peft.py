@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from llamafactory.logs import get_logger, notice
-from llamafactory.models.attach import adapter_folders, attach
+from llamafactory.models.attach import adapter_folders, attach, attach_given
 from llamafactory.models.merge import merge_adapters
+from llamafactory.models.quantization import quantization_of
 from llamafactory.models.targets import embedding_names, modules_to_save, target_modules, tied_head
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ def apply_adapter(
 ) -> PreTrainedModel | PeftModel:
     """Merge, resume or create adapters; only adapter parameters require gradients afterwards.
 
-    Returns the model itself when all adapters were merged, else a PeftModel around it. Raises ConfigError, ModelError.
+    Returns the model itself when all adapters were merged, else a PeftModel around it: also at inference on a quantized
+    base, which nothing can be merged into. Raises ConfigError, ModelError.
     """
     model.requires_grad_(False)
     folders = adapter_folders(config)
+    if folders and not trainable and quantization_of(model) is not None:
+        return attach_given(model, config)
     resume = bool(folders) and trainable and not config.lora.create_new_adapter
     for folder in folders[:-1] if resume else folders:
         model = merge_adapters(attach(model, folder, trainable=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,28 @@ class LogFile(TrainerCallback):
         self._predictions = 0
 
     def _progress(self, step: int, total: int) -> dict[str, object]:
-        seconds = time.monotonic() - self._started
-        done = step - self._first_step
-        remaining = seconds / done * (total - step) if done > 0 else 0.0
-        return {
-            "percentage": round(step / total * 100, 2) if total else 100.0,
-            "elapsed_time": str(timedelta(seconds=int(seconds))),
-            "remaining_time": str(timedelta(seconds=int(remaining))),
-        }
+        return progress_of(step, total, first=self._first_step, seconds=time.monotonic() - self._started)
 
     def _append(self, line: dict[str, object]) -> None:
-        text = json.dumps({name: value for name, value in line.items() if value is not None})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        append_line(self._path, line)
+
+
+def progress_of(step: int, total: int, *, first: int, seconds: float) -> dict[str, object]:
+    """The entries of a log line that tell how far a job is. first: where it began, seconds ago."""
+    done = step - first
+    remaining = seconds / done * (total - step) if done > 0 else 0.0
+    return {
+        "percentage": round(step / total * 100, 2) if total else 100.0,
+        "elapsed_time": str(timedelta(seconds=int(seconds))),
+        "remaining_time": str(timedelta(seconds=int(remaining))),
+    }
+
+
+def append_line(path: Path, line: Mapping[str, object]) -> None:
+    """Append one line to a log, without the entries that are None."""
+    text = json.dumps({name: value for name, value in line.items() if value is not None})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def _is_metric(name: str) -> bool:

@@ -15,6 +15,7 @@ from llamafactory.errors import ConfigError, ModelError
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import fetch
 from llamafactory.models.load import find_value_head, load_model
+from llamafactory.models.quantization import place
 from llamafactory.models.reward import score_sequences
 from llamafactory.models.tokenizer import load_tokenizer
 from llamafactory.models.value_head import VALUE_HEAD_FILE
@@ -58,7 +59,7 @@ def build(
     loaded = load_model(other, load_tokenizer(other), trainable=False, head="value").model
     logger.info("reward model: %s", config.ppo.reward_model)
     size = config.training.per_device_train_batch_size
-    return ModelReward(loaded.to(model.device), tokenizer.pad_token_id or 0, size, autocast)
+    return ModelReward(place(loaded, model.device), tokenizer.pad_token_id or 0, size, autocast)
 
 
 def reward_config(config: RunConfig) -> RunConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
+from llamafactory.models.adapters.starts import StartOptions
 
 
-def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> None:
+def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> None:
     """Leave the matrices as they are."""
-    del weight, rank, scale, config
+    del weight, rank, scale, options

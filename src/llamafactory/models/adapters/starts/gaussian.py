@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
+from llamafactory.models.adapters.starts import StartOptions
 
 
-def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
+def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] from the global random state."""
-    del scale, config
+    del scale, options
     return torch.randn(rank, weight.shape[1]) / rank, torch.zeros(weight.shape[0], rank)

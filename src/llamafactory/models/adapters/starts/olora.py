@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
+from llamafactory.models.adapters.starts import StartOptions
 
 
-def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
+def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
     """The first rank columns of Q and rows of R."""
-    del scale, config
+    del scale, options
     left, right = torch.linalg.qr(weight)
     return right[:rank], left[:, :rank]

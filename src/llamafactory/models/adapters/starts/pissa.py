@@ -7,12 +7,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamafactory.config.run import RunConfig
+from llamafactory.models.adapters.starts import StartOptions
 
 
-def factors(weight: Tensor, rank: int, scale: float, config: RunConfig) -> tuple[Tensor, Tensor]:
+def factors(weight: Tensor, rank: int, scale: float, options: StartOptions) -> tuple[Tensor, Tensor]:
     """Decompose in full, or quickly (arXiv:0909.4061) with `pissa_iter` iterations, from the global random state."""
-    left, values, right = _decompose(weight, rank, config.lora.pissa_iter)
+    left, values, right = _decompose(weight, rank, options.num_iterations)
     roots = (values / scale).sqrt()
     return roots[:, None] * right.T, left * roots
 
