@@ -1,4 +1,7 @@
-"""The environment variables we read, in one place; those that start a group are read in `launch` alone."""
+"""How environment variables are read, and those every room may ask for.
+
+Variables that start a group are read in `launch` alone, those of the server in `api.settings`.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +34,8 @@ def world_size() -> int:
 def in_group() -> bool:
     """True when a launcher started this process as part of a group, even of a group of one."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable's text without blanks around it; `default` when it is absent or blank."""
+    return os.environ.get(name, "").strip() or default

@@ -11,8 +11,8 @@ import llamafactory
 
 OPTIONAL = {
     "adam_mini", "apollo_torch", "aqlm", "badam", "bitsandbytes", "deepspeed", "fastapi", "galore_torch", "gcsfs",
-    "gradio", "hqq", "jieba", "liger_kernel", "matplotlib", "modelscope", "nltk", "openmind_hub", "optimum", "ray",
-    "rouge_chinese", "s3fs", "sglang", "swanlab", "uvicorn", "vllm", "wandb",
+    "gradio", "hqq", "jieba", "liger_kernel", "matplotlib", "modelscope", "nltk", "openmind_hub", "optimum", "PIL",
+    "prometheus_client", "ray", "rouge_chinese", "s3fs", "sglang", "swanlab", "uvicorn", "vllm", "wandb",
 }  # fmt: skip
 
 MODULES = sorted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_a_damaged_weight_file_is_told_by_name(load, untied_dir: Path, kept: int
         load(model_name_or_path=str(untied_dir))
 
 
+@pytest.mark.skipif(find_spec("gptqmodel") is not None, reason="gptqmodel is installed")
 def test_stored_quantization_without_its_package_is_one_sentence(load, untied_dir: Path) -> None:
     config = json.loads((untied_dir / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}

@@ -32,6 +32,18 @@ class ToolCall:
         return dump(self.arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """What the calls of a format begin with, so that a stream of text can be shown up to there.
+
+    anywhere: texts that begin calls wherever they stand. answer: only at the beginning of the answer, blanks aside;
+    `{name}` stands for the name of a tool.
+    """
+
+    anywhere: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+
+
 def dump(value: object, *, indent: int | None = None) -> str:
     """JSON as the tool formats write it: no escapes for other scripts, a blank behind comma and colon."""
     return json.dumps(value, ensure_ascii=False, indent=indent)

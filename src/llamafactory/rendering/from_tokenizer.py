@@ -48,6 +48,11 @@ class TokenizerDialect:
         stops = [self._encoder.split(bit)[-1] for bit in turn.turns[0].target[-1:] if isinstance(bit, str)]
         self.stop_ids = tuple(token for token in stops if isinstance(token, int))
 
+    @property
+    def reasoning_words(self) -> tuple[str, str] | None:
+        """The words around a thought; None when the template never writes them."""
+        return _THINK if all(word in self._template.source for word in _THINK) else None
+
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
         """Write a whole conversation; what a prompt repeats of an answer weighs as the prompt.
 

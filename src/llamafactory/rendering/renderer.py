@@ -60,6 +60,11 @@ class TemplateOptions(Protocol):
 class Dialect(Protocol):
     """Writes conversations in one form: that of a `Template`, or of the tokenizer's own chat template."""
 
+    @property
+    def reasoning_words(self) -> tuple[str, str] | None:
+        """The words around the thought an answer may begin with; None when the template has no reasoning."""
+        ...
+
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
         """Write a whole conversation."""
         ...
@@ -106,6 +111,12 @@ class Renderer:
     def stop_words(self) -> tuple[str, ...]:
         """The texts of `stop_ids`."""
         return tuple(map(self.encoder.token_text, self.stop_ids))
+
+    @property
+    def reasoning_words(self) -> tuple[str, str] | None:
+        """The words around the thought an answer may begin with; None when the template has no reasoning."""
+        words = self.dialect.reasoning_words
+        return None if words is None else (words[0].strip(), words[1].strip())
 
     def render(
         self, conversation: Conversation, *, train_on_prompt: bool = False, mask_history: bool = False

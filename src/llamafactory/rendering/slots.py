@@ -71,6 +71,11 @@ class SlotDialect:
         self._empty_thought = compiled((template.no_thought,)) if template.reasoning else ()
         self._tool_texts: dict[str, Fragments] = {}
 
+    @property
+    def reasoning_words(self) -> tuple[str, str] | None:
+        """The words around a thought; None when the template has no reasoning."""
+        return self.template.thought_words if self.template.reasoning else None
+
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
         """Write a whole conversation. Raises DataError when its messages are out of order or unreadable."""
         layout.source()

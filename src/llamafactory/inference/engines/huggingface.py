@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ class HuggingFaceEngine:
         self._texts = AnswerText(tokenizer, renderer)
         self._gives_scores = value_head_of(model) is not None
         self._grammars = GrammarCompiler(tokenizer, renderer.stop_ids)
+        self._preparing = threading.Lock()  # a renderer keeps what it made, for one thread at a time
         self._alone = AloneRunner(model)
         self._batch = None if self._gives_scores else _build_batch(model, max_concurrent)
 
@@ -72,7 +74,7 @@ class HuggingFaceEngine:
 
     async def generate(self, prompt: Conversation | str, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Engine.generate`."""
-        answer = self._answer(prompt, options)
+        answer = await asyncio.to_thread(self._answer, prompt, options)  # a long prompt takes seconds to become tokens
         if options.json_schema:  # a large schema takes a second to compile
             answer.grammar = await asyncio.to_thread(self._grammars.compile, options.json_schema)
         outbox = Outbox()
@@ -92,7 +94,15 @@ class HuggingFaceEngine:
                 "this model gives answers and no scores: it has no value head; load a reward model, trained with "
                 "stage: rm, and set stage: rm"
             )
-        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rows = await asyncio.to_thread(self._rows_to_score, texts, max_length)
+        pad = self._tokenizer.pad_token_id or 0
+        return await self._alone.call(
+            lambda: score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
+        )
+
+    def _rows_to_score(self, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
+        with self._preparing:
+            rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         for number, row in enumerate(rows, start=1):
             if not row:
                 raise DataError(f"text {number} is empty; a reward model scores at least one token")
@@ -100,10 +110,7 @@ class HuggingFaceEngine:
                 raise ModelError(
                     f"text {number} has {len(row)} tokens, max_length is {max_length}; shorten it or raise max_length"
                 )
-        pad = self._tokenizer.pad_token_id or 0
-        return await self._alone.call(
-            lambda: score_sequences(self._model, rows, pad_token_id=pad, batch_size=SCORE_BATCH)
-        )
+        return rows
 
     async def close(self) -> None:
         """Stop running answers and let the model go."""
@@ -119,7 +126,8 @@ class HuggingFaceEngine:
                 "of another stage"
             )
         _refuse_beams(options)
-        ids = self._texts.prompt_ids(prompt)
+        with self._preparing:
+            ids = self._texts.prompt_ids(prompt)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         room = room_for_answer(options, len(ids), limit)
         stop_ids = frozenset(self.renderer.stop_ids)

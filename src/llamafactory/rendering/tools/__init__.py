@@ -1,7 +1,8 @@
 """Tool formats: how tools are described to a model, how it calls them, how its calls are read back. One file each.
 
-A file defines `render_tools`, `render_calls` and `parse_calls`, and, for exported chat templates, `TOOLS_JINJA` (writes
-the text for `tools`, may use `date_string`) and `CALLS_JINJA` (writes the text for `calls`).
+A file defines `render_tools`, `render_calls`, `parse_calls` and `STARTS` (what calls begin with), and, for exported
+chat templates, `TOOLS_JINJA` (writes the text for `tools`, may use `date_string`) and `CALLS_JINJA` (writes that for
+`calls`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from llamafactory.parts import Family
-from llamafactory.rendering.calls import Schema, ToolCall
+from llamafactory.rendering.calls import Schema, Starts, ToolCall
 from llamafactory.rendering.markup import Fragments
 
 FORMATS = Family(
     "tool_format",
     "llamafactory.rendering.tools",
-    ("render_tools", "render_calls", "parse_calls", "TOOLS_JINJA", "CALLS_JINJA"),
+    ("render_tools", "render_calls", "parse_calls", "STARTS", "TOOLS_JINJA", "CALLS_JINJA"),
 )
 
 
 class ToolFormat(Protocol):
     """One tool format; each file of this package is one."""
 
+    STARTS: Starts
     TOOLS_JINJA: str
     CALLS_JINJA: str
 

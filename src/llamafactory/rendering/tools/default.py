@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, name_of, read_json, skip_blanks, unwrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, name_of, read_json, skip_blanks, unwrap
 from llamafactory.rendering.markup import (
     ARGUMENTS_JINJA,
     BARE_JINJA,
@@ -22,6 +22,7 @@ TAIL = (
     '(e.g. ```{{"input": "hello world", "num_beams": 5}}```)\n```\n'
 )
 ACTION, INPUT = "Action:", "Action Input:"
+STARTS = Starts(anywhere=(ACTION,))
 
 _ARGUMENT_JINJA = (
     "{{- '  - ' ~ name ~ ' (' ~ (value.type or '') ~ (', required' if name in required else '') ~ '): '"

@@ -10,13 +10,14 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, between, dump, name_of, skip_blanks, unwrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, between, dump, name_of, skip_blanks, unwrap
 from llamafactory.rendering.literals import Notation, read_value
 from llamafactory.rendering.markup import BARE_JINJA, CALL_JINJA, Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import OBJECT_JINJA
 
 QUOTE = '<|"|>'
 OPEN, CLOSE = "<|tool_call>", "<tool_call|>"
+STARTS = Starts(anywhere=(OPEN,))
 
 _CALL = re.compile(r"call:([^\s:{}<]+)")
 _KEY = re.compile(r"[^:{},<]+")

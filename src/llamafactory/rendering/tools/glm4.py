@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, dump, name_of, read_json, skip_blanks, unwrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, dump, name_of, read_json, skip_blanks, unwrap
 from llamafactory.rendering.markup import (
     ARGUMENTS_JINJA,
     BARE_JINJA,
@@ -25,6 +25,7 @@ HEAD = (
 )
 TAIL = "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 NEXT = "<|assistant|>"
+STARTS = Starts(answer=("{name}\n",))
 
 _NAME = re.compile(r"[\w.\-]+")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, json_lines
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, json_lines
 from llamafactory.rendering.markup import WRAPPED_JINJA, Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import Tags, calls_jinja, read_calls, write_call
 
@@ -29,6 +29,7 @@ For each function call, output the function name and arguments within the follow
 </tool_call>
 """
 OPEN = "<tool_call>"
+STARTS = Starts(anywhere=(OPEN,))
 TAGS = Tags(
     name=("", ""),
     key=("<arg_key>", "</arg_key>"),

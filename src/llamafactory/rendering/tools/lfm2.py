@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, begins, dump, skip_blanks, unwrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, begins, dump, skip_blanks, unwrap
 from llamafactory.rendering.literals import read_items, read_quoted, read_value
 from llamafactory.rendering.markup import BARE_JINJA, CALL_JINJA, Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import OBJECT_JINJA
 
 HEAD, TAIL = "List of tools: <|tool_list_start|>[", "]<|tool_list_end|>"
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
+STARTS = Starts(anywhere=(OPEN,), answer=("[",))
 
 _NAME = re.compile(r"[^\W\d][\w.\-]*")
 

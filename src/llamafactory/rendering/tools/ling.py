@@ -10,6 +10,7 @@ from llamafactory.rendering.tools import qwen
 
 HEAD = qwen.HEAD.lstrip("\n")
 TAIL = f"{qwen.TAIL}\ndetailed thinking off"
+STARTS = qwen.STARTS
 
 TOOLS_JINJA = (
     "{{- " + quote(HEAD) + " -}}{%- for tool in tools -%}{{- '\\n' ~ "

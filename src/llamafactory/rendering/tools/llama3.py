@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, dump, read_whole_json, to_calls, wrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, dump, read_whole_json, to_calls, wrap
 from llamafactory.rendering.markup import ARGUMENTS_JINJA, CALL_JINJA, WRAPPED_JINJA, Fragments, Markup, quote
 
 HEAD = "Cutting Knowledge Date: December 2023\nToday Date: "
@@ -14,6 +14,7 @@ BODY = (
     "Do not use variables.\n\n"
 )
 PYTHON_TAG = "<|python_tag|>"
+STARTS = Starts(answer=(PYTHON_TAG, "{", "["))
 
 TOOLS_JINJA = (
     "{{- " + quote(HEAD) + " ~ date_string ~ " + quote(BODY) + " -}}{%- for tool in tools -%}{{- " + WRAPPED_JINJA

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, begins, dump, json_lines, read_json, skip_blanks, to_call
+from llamafactory.rendering.calls import (
+    Schema,
+    Starts,
+    ToolCall,
+    begins,
+    dump,
+    json_lines,
+    read_json,
+    skip_blanks,
+    to_call,
+)
 from llamafactory.rendering.markup import (
     ARGUMENTS_JINJA,
     BARE_JINJA,
@@ -25,6 +35,7 @@ If you need to call tools, please respond with <tool_calls></tool_calls> XML tag
 ...
 </tool_calls>"""  # noqa: E501
 OPEN, CLOSE = "<tool_calls>", "</tool_calls>"
+STARTS = Starts(anywhere=(OPEN,))
 
 TOOLS_JINJA = (
     "{{- " + quote(HEAD) + " -}}{%- for tool in tools -%}{{- '\\n' ~ " + BARE_JINJA + " | tojson -}}{%- endfor -%}{{- "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, between, dump, unwrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, between, dump, unwrap
 from llamafactory.rendering.markup import BARE_JINJA, Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import Tags, calls_jinja, read_calls, write_call
 
@@ -28,6 +28,7 @@ When making tool calls, use XML format to invoke tools and pass parameters:
 </invoke>
 </minimax:tool_call>"""
 OPEN, CLOSE = "<minimax:tool_call>", "</minimax:tool_call>"
+STARTS = Starts(anywhere=(OPEN,))
 TAGS = Tags(
     name=('<invoke name="', '">'),
     key=('<parameter name="', '">'),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, between, dump, read_whole_json, to_calls, wrap
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, between, dump, read_whole_json, to_calls, wrap
 from llamafactory.rendering.markup import ARGUMENTS_JINJA, CALL_JINJA, WRAPPED_JINJA, Fragments, quote
 
 HEAD, TAIL = "[AVAILABLE_TOOLS] ", "[/AVAILABLE_TOOLS]"
 CALLS_TAG = "[TOOL_CALLS]"
+STARTS = Starts(answer=(CALLS_TAG, "[", "{"))
 
 TOOLS_JINJA = (
     "{{- " + quote(HEAD + "[") + " -}}{%- for tool in tools -%}{{- " + WRAPPED_JINJA

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, begins, dump, read_json, to_calls
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, begins, dump, read_json, to_calls
 from llamafactory.rendering.markup import Fragments
 from llamafactory.rendering.tools import default
 
 OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
+STARTS = Starts(anywhere=(OPEN, default.ACTION))
 
 TOOLS_JINJA = "{{- tools | tojson -}}"
 CALLS_JINJA = default.CALLS_JINJA

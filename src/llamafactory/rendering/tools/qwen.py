@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, begins, between, dump, json_lines, read_json, to_call
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, begins, between, dump, json_lines, read_json, to_call
 from llamafactory.rendering.markup import (
     ARGUMENTS_JINJA,
     CALL_JINJA,
@@ -25,6 +25,7 @@ TAIL = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+STARTS = Starts(anywhere=(OPEN,))
 
 TOOLS_JINJA = (
     "{{- " + quote(HEAD) + " -}}{%- for tool in tools -%}{{- '\\n' ~ "

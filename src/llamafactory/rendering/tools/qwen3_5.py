@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, json_lines
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, json_lines
 from llamafactory.rendering.literals import literal_or_text
 from llamafactory.rendering.markup import BARE_JINJA, Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import Tags, calls_jinja, read_calls, write_call
@@ -40,6 +40,7 @@ Reminder:
 - If there is no function call available, answer the question like normal with your current knowledge and do not tell the user about function calls
 </IMPORTANT>"""  # noqa: E501
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+STARTS = Starts(anywhere=(OPEN,))
 TAGS = Tags(
     name=("<function=", ">"),
     key=("<parameter=", ">"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafactory.rendering.calls import Schema, ToolCall, dump
+from llamafactory.rendering.calls import Schema, Starts, ToolCall, dump
 from llamafactory.rendering.literals import literal_or_text
 from llamafactory.rendering.markup import Fragments, Markup, join_fragments, quote
 from llamafactory.rendering.tagged_calls import Tags, calls_jinja, read_calls, write_call
@@ -30,6 +30,7 @@ multiple lines</parameter>
 </seed:tool_call>
 """
 OPEN, CLOSE = "<seed:tool_call>", "</seed:tool_call>"
+STARTS = Starts(anywhere=(OPEN,))
 TAGS = Tags(
     name=("<function=", ">"),
     key=("<parameter=", ">"),
