@@ -13,7 +13,7 @@ from llamafactory.rendering.tools import FORMATS, load_tool_format
 
 WORDS = ("<think>", "</think>")
 CALLS = [ToolCall("get_weather", {"city": "Paris", "days": [1, 2]}), ToolCall("get_time", {})]
-NAMES = ("get_weather", "get_time")
+TOOLS = [{"name": "get_weather"}, {"name": "get_time"}]
 
 
 def read(
@@ -55,19 +55,19 @@ def test_calls_of_every_format(name: str, calls: list[ToolCall]) -> None:
     text = plain(form.render_calls(calls))
     expected = form.parse_calls(text)
     assert expected is not None and [call.name for call in expected] == [call.name for call in calls]
-    found = read(list(text), FormatCalls(form, NAMES))
-    assert found == read([text], FormatCalls(form, NAMES)) == ("", "", tuple(expected))
-    assert read(list(f"<think>\nHm.</think>\n\n{text}"), FormatCalls(form, NAMES)) == ("Hm.", "", tuple(expected))
+    found = read(list(text), FormatCalls(form, TOOLS))
+    assert found == read([text], FormatCalls(form, TOOLS)) == ("", "", tuple(expected))
+    assert read(list(f"<think>\nHm.</think>\n\n{text}"), FormatCalls(form, TOOLS)) == ("Hm.", "", tuple(expected))
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS.names() if load_tool_format(name).STARTS.anywhere])
 def test_text_before_calls_is_shown_and_broken_calls_are_text(name: str) -> None:
     form = load_tool_format(name)
     calls = plain(form.render_calls(CALLS[:1]))
-    found = read(list(f"Let me look.\n\n{calls}\nbye"), FormatCalls(form, NAMES))
+    found = read(list(f"Let me look.\n\n{calls}\nbye"), FormatCalls(form, TOOLS))
     assert found[:2] == ("", "Let me look.") and len(found[2]) == 1
     broken = f"Look: {calls[: len(calls) * 2 // 3]} "
-    assert read(list(broken), FormatCalls(form, NAMES)) == ("", broken, ())
+    assert read(list(broken), FormatCalls(form, TOOLS)) == ("", broken, ())
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_text_before_calls_is_shown_and_broken_calls_are_text(name: str) -> None
 )
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_what_only_begins_like_calls_is_text(name: str, text: str) -> None:
-    assert read(list(text), FormatCalls(load_tool_format(name), NAMES)) == ("", text, ())
+    assert read(list(text), FormatCalls(load_tool_format(name), TOOLS)) == ("", text, ())
 
 
 def test_text_is_shown_as_soon_as_it_is_certain() -> None:
-    reader = FormatCalls(load_tool_format("qwen"), NAMES)
+    reader = FormatCalls(load_tool_format("qwen"), TOOLS)
     assert [reader.push(text) for text in ("Hi ", "there", " <", "b> ", "<tool_", "call>", "x")] == [
         "Hi", " there", "", " <b>", "", "", "",
     ]  # fmt: skip
@@ -117,8 +117,8 @@ def test_cuts_change_nothing(name: str, parts: list[str], data: st.DataObject) -
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     form = load_tool_format(name)
-    whole = read([text], FormatCalls(form, NAMES))
-    assert read(pieces, FormatCalls(form, NAMES)) == whole
+    whole = read([text], FormatCalls(form, TOOLS))
+    assert read(pieces, FormatCalls(form, TOOLS)) == whole
     if not whole[2] and "<think>" not in text:
         assert whole == ("", text, ())
 
@@ -138,5 +138,12 @@ def test_hostile_megabyte_is_read(unit: str, name: str) -> None:
     """Pieces of a few characters, one megabyte together: with work that grows with the square this would not end."""
     text = unit * (1_000_000 // len(unit))
     pieces = [text[start : start + 30] for start in range(0, len(text), 30)]
-    thought, answer, calls = read(pieces, FormatCalls(load_tool_format(name), NAMES))
+    thought, answer, calls = read(pieces, FormatCalls(load_tool_format(name), TOOLS))
     assert not calls and len(thought) + len(answer) >= len(text) - 30
+
+
+def test_a_word_that_looks_like_a_number_stays_a_word_where_the_tool_says_so() -> None:
+    schema = {"name": "get_time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+    form = load_tool_format("glm4_moe")
+    text = form.render_calls([ToolCall("get_time", {"zone": "5"})])
+    assert read(list(text), FormatCalls(form, [schema]))[2] == (ToolCall("get_time", {"zone": "5"}),)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from llamafactory.api.answering import Work
 from llamafactory.api.bodies import Body, Envelope, Usage, call_body, call_deltas, chat_logprobs, new_id
-from llamafactory.api.conversation import ConversationReader, check_chars, offered_tools
+from llamafactory.api.conversation import ConversationReader, check_chars, offered_tools, tool_schemas
 from llamafactory.api.options import chat_options, check_tools, is_forced
 from llamafactory.api.schema import ChatRequest
 from llamafactory.api.settings import Limits
@@ -187,8 +187,8 @@ def _answer_reader(body: ChatRequest, renderer: Renderer, *, begun: bool) -> Ans
 def _call_reader(body: ChatRequest, renderer: Renderer) -> CallReader:
     if is_forced(body):
         return JsonCalls()
-    names = [tool.function.name for tool in offered_tools(body)]
-    return FormatCalls(load_tool_format(renderer.tool_format), names) if names else NoCalls()
+    tools = tool_schemas(body)
+    return FormatCalls(load_tool_format(renderer.tool_format), tools) if tools else NoCalls()
 
 
 def _reads_controls(body: ChatRequest, renderer: Renderer) -> bool:

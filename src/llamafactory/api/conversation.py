@@ -139,8 +139,13 @@ def offered_tools(request: ChatRequest) -> list[Tool]:
     return [] if request.tool_choice == "none" else request.tools or []
 
 
+def tool_schemas(request: ChatRequest) -> list[dict[str, object]]:
+    """The schemas of the offered tools as the model is told of them."""
+    return [{"type": "function", "function": _schema(tool.function)} for tool in offered_tools(request)]
+
+
 def _tools_text(request: ChatRequest) -> str:
-    tools = [{"type": "function", "function": _schema(tool.function)} for tool in offered_tools(request)]
+    tools = tool_schemas(request)
     return dump(tools) if tools else ""
 
 

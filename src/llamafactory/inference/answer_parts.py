@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from llamafactory.inference.streaming import StopFilter
-from llamafactory.rendering.calls import ToolCall, read_whole_json, to_calls
+from llamafactory.rendering.calls import Schema, ToolCall, read_whole_json, to_calls, unwrap
 from llamafactory.rendering.tools import ToolFormat
 
 
@@ -82,15 +83,15 @@ class _Tail:
 
 
 class FormatCalls:
-    """Reads the calls of a tool format. names: of the tools the model was told about.
+    """Reads the calls of a tool format. tools: schemas of the tools the model was told about.
 
     Text is shown up to the first place where calls may begin, without the blanks before it; text behind calls is
     dropped.
     """
 
-    def __init__(self, tool_format: ToolFormat, names: Sequence[str]) -> None:
-        self._parse = tool_format.parse_calls
-        starts = tool_format.STARTS
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Schema]) -> None:
+        self._parse = partial(tool_format.parse_calls, tools=tools)
+        starts, names = tool_format.STARTS, [str(unwrap(tool)["name"]) for tool in tools]
         self._first = [start.replace("{name}", name) for start in starts.answer for name in names]
         self._filter = StopFilter(starts.anywhere)
         self._all: list[str] = []

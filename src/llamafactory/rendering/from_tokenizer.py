@@ -51,7 +51,7 @@ class TokenizerDialect:
     @property
     def reasoning_words(self) -> tuple[str, str] | None:
         """The words around a thought; None when the template never writes them."""
-        return _THINK if all(word in self._template.source for word in _THINK) else None
+        return THINK if all(word in self._template.source for word in THINK) else None
 
     def write(self, layout: Layout, conversation: Conversation, mode: Mode) -> None:
         """Write a whole conversation; what a prompt repeats of an answer weighs as the prompt.
