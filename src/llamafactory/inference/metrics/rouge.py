@@ -15,7 +15,7 @@ from typing import Any
 
 PACKAGES = ("jieba",)
 NAMES = ("rouge-1", "rouge-2", "rouge-l")
-_SENTENCE_END = re.compile(r"([。！？?])(?=[^”’])|(\.{6})(?=[^”’])|(…{2})(?=[^”’])|([。！？?][”’])(?=[^，。！？?])")
+_SENTENCE_END = re.compile(r"(?:[。！？?]|\.{6}|…{2})(?![”’])|[。！？?][”’](?![，。！？?])")
 _TINY = 1e-8
 
 
