@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
+from llamafactory.inference.answer_parts import Shown
 from llamafactory.inference.screen import MarkdownScreen, PlainScreen, console_for, split_blocks
-from llamafactory.inference.thoughts import Shown
 
 ANSWER = "# Hel|lo\n\nA **bo|ld** [here](http://far.example)\n|\n```python\nx = 1\n\ny| = 2\n```\n\n- one\n- tw|o"
 

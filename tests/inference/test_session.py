@@ -39,7 +39,7 @@ def say(session: Session, text: str) -> tuple[str, str]:
 def test_a_call_is_kept_as_a_call_and_the_next_message_is_its_result(session: Session) -> None:
     session.set_tools(TOOLS)
     thought, answer = say(session, "sum")
-    assert thought == "I need a sum.\n" and answer.startswith("<tool_call>")
+    assert thought == "I need a sum." and answer.startswith("<tool_call>")
     assert session.messages[-1] == Message("function", CONTENT)
     assert [(call.name, dict(call.arguments)) for call in session.calls()] == [("add", {"a": 1})]
     say(session, "3")

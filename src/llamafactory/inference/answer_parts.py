@@ -217,6 +217,23 @@ class ThoughtReader:
         return text
 
 
+THINK = ("<think>", "</think>")
+"""The words around a thought where a template names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A piece of an answer as people see it."""
+
+    text: str
+    is_thought: bool = False
+
+
+def to_shown(thought: str, text: str) -> list[Shown]:
+    """What a ThoughtReader found, in order; nothing for nothing."""
+    return [piece for piece in (Shown(thought, is_thought=True), Shown(text)) if piece.text]
+
+
 class AnswerReader:
     """Thought, text and calls of one answer. max_calls: calls beyond are dropped; 0 keeps all."""
 

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from llamafactory.inference.thoughts import Shown
+from llamafactory.inference.answer_parts import Shown
 
 _FENCES = ("```", "~~~")
 

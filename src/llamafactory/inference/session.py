@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafactory.errors import DataError
+from llamafactory.inference.answer_parts import THINK, Shown, ThoughtReader, to_shown
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
-from llamafactory.inference.thoughts import THINK, Shown, ThoughtSplitter
 from llamafactory.rendering.calls import ToolCall, dump, read_function_message, read_tools
 from llamafactory.rendering.records import Conversation, Message
 
 if TYPE_CHECKING:
-    from llamafactory.rendering.renderer import Renderer
+    pass
 
 _CALL_WORDS = ("<tool_call>", "</tool_call>")
 
@@ -63,15 +63,15 @@ class Session:
     def split_answer(self, text: str, options: GenerationOptions | None = None) -> Generator[Shown, None, None]:
         """Like `answer`, with thoughts told from answers."""
         pieces = self.answer(text, options)
-        splitter = self.splitter()
+        reader = self.thought_reader()
         with contextlib.closing(pieces):
             for piece in pieces:
-                yield from splitter.push(piece)
-        yield from splitter.finish()
+                yield from to_shown(*reader.push(piece))
+        yield from to_shown(*reader.finish())
 
-    def splitter(self) -> ThoughtSplitter:
-        """What tells thoughts from answers in the text of this model."""
-        return ThoughtSplitter(self.thought_words, started=self.starts_with_thought)
+    def thought_reader(self) -> ThoughtReader:
+        """What tells the thought from the answer in a text of this model."""
+        return ThoughtReader(self.thought_words, begun=self.starts_with_thought)
 
     def clear(self) -> None:
         """Forget what was said; system message and tools stay."""
@@ -109,7 +109,7 @@ class Session:
         calls = self.model.engine.renderer.parse_tools(said, self.tools) if self.tools else said
         if isinstance(calls, str):
             return Message("assistant", said)
-        closing = self.thought_words[1].strip()
+        closing = self.thought_words[1]
         thought = said[: said.find(closing) + len(closing)] + "\n\n" if closing in said else ""
         return Message("function", thought + dump([{"name": call.name, "arguments": call.arguments} for call in calls]))
 
@@ -122,14 +122,9 @@ class Session:
 def new_session(model: ChatModel) -> Session:
     """A session that knows how the model's template marks thoughts."""
     renderer = model.engine.renderer
-    words = thought_words(renderer)
+    words = renderer.reasoning_words or THINK
     prompt = renderer.text(Conversation((Message("user", "a"),)), generation=True)
-    return Session(model, thought_words=words, starts_with_thought=prompt.rstrip().endswith(words[0].strip()))
-
-
-def thought_words(renderer: Renderer) -> tuple[str, str]:
-    """What the template writes around thoughts; the usual words where it names none."""
-    return renderer.thought_words or THINK
+    return Session(model, thought_words=words, starts_with_thought=prompt.rstrip().endswith(words[0]))
 
 
 def calls_of(message: Message) -> tuple[str, list[ToolCall]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TextIO
 
 from llamafactory.errors import DataError, LlamaFactoryError, did_you_mean
+from llamafactory.inference.answer_parts import Shown
 from llamafactory.inference.screen import answer_screen, console_for, strip_controls
 from llamafactory.inference.session import Session
-from llamafactory.inference.thoughts import Shown
 
 HELP = """\
 /system TEXT  set the system message; without TEXT, show it

@@ -93,7 +93,6 @@ class Renderer:
     tool_format: name of the format whose calls are read. stop_ids: tokens that end an answer. changes: what was changed
     in the tokenizer. text_frame: ids before and behind plain text. fingerprint: changes whenever the same records would
     render to other tokens. skeletons: a quicker way to write conversations, where the dialect has one.
-    thought_words: what the template writes around a thought; None for a tokenizer's own template.
     """
 
     name: str
@@ -105,7 +104,6 @@ class Renderer:
     text_frame: tuple[tuple[int, ...], tuple[int, ...]]
     fingerprint: str
     skeletons: Skeletons | None = None
-    thought_words: tuple[str, str] | None = None
 
     @property
     def stop_words(self) -> tuple[str, ...]:
@@ -291,7 +289,6 @@ def build_renderer(
         text_frame=_text_frame(tokenizer, encoder, template.text_end),
         fingerprint=_fingerprint(encoder, (template, thinking, date, stop_ids)),
         skeletons=Skeletons(dialect, new_layout, encoder, template.thought_words),
-        thought_words=template.thought_words,
     )
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import gradio as gr
 
 from llamafactory.errors import DataError, LlamaFactoryError
+from llamafactory.inference.answer_parts import THINK, ThoughtReader
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
 from llamafactory.inference.session import Session, calls_of, new_session
-from llamafactory.inference.thoughts import ThoughtSplitter
 from llamafactory.rendering.calls import read_tools
 from llamafactory.rendering.records import Message
 from llamafactory.webui.markup import show_as_text
@@ -202,10 +202,8 @@ def show(messages: Sequence[Message], session: Session | None = None) -> list[Bu
 
 def _message_bubbles(message: Message, session: Session | None) -> list[Bubble]:
     text, calls = calls_of(message) if message.role == "function" else (message.content, [])
-    words = ThoughtSplitter() if session is None else session.splitter()
-    shown = [*words.push(text), *words.finish()]
-    thought = "".join(piece.text for piece in shown if piece.is_thought)
-    said = "".join(piece.text for piece in shown if not piece.is_thought)
+    reader = ThoughtReader(THINK) if session is None else session.thought_reader()
+    thought, said = (first + rest for first, rest in zip(reader.push(text), reader.finish(), strict=True))
     bubbles = _answer_bubbles(thought, said, thinks=False)
     for call in calls:
         arguments = _code(json.dumps(call.arguments, indent=2, ensure_ascii=False), "json")
