@@ -8,7 +8,10 @@ import http.server
 import io
 import ipaddress
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import zlib
 from collections.abc import Iterator
@@ -346,6 +349,39 @@ def test_dripping_site_is_left(site: http.server.ThreadingHTTPServer) -> None:
     limits = replace(LIMITS, media_seconds=0.4)
     with pytest.raises(Refused, match="within the time allowed"):
         fetcher_for(limits=limits).fetch(at(site, "/drip"))
+
+
+@pytest.fixture
+def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+    """The same pages over TLS, with a certificate that clients of this test trust."""
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=site.example"]
+    words += ["-addext", "subjectAltName=DNS:site.example", "-keyout", key, "-out", certificate]
+    subprocess.run(words, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.asked, server.ended = [], threading.Event()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.ended.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl to make a certificate")
+def test_dripping_site_is_left_over_tls(secure_site: http.server.ThreadingHTTPServer) -> None:
+    address = at(secure_site, "/a.png").replace("http:", "https:")
+    assert fetcher_for(limits=LIMITS).fetch(address) == png()
+    limits = replace(LIMITS, media_seconds=0.4)
+    timer = threading.Timer(10, secure_site.ended.set)  # the site ends in the end, so that a failure does not hang
+    timer.start()
+    with pytest.raises(Refused, match="within the time allowed"):
+        fetcher_for(limits=limits).fetch(address.replace("/a.png", "/drip"))
+    timer.cancel()
+    assert not secure_site.ended.is_set()
 
 
 def test_name_that_changes_its_address(site: http.server.ThreadingHTTPServer, connects: list[tuple[str, int]]) -> None:

@@ -213,6 +213,19 @@ def test_what_a_stored_quantized_model_refuses(
     assert sentence in str(found.value)
 
 
+def test_an_adapter_only_read_beside_a_new_one_keeps_its_values(load: Load, base_dir: Path, tmp_path: Path) -> None:
+    adapter = load(model_name_or_path=str(base_dir))[0].model
+    train(adapter)
+    adapter.save_pretrained(tmp_path / "adapter")
+    wanted = {name: value.clone() for name, value in adapter.named_parameters() if "lora_" in name}
+    options = {"adapter_name_or_path": (str(tmp_path / "adapter"),), "create_new_adapter": True}
+    read, _, _ = load(
+        trainable=False, model_name_or_path=str(base_dir), quantization_bit=4, lora_init="gaussian", **options
+    )
+    found = dict(read.model.named_parameters())
+    assert wanted and all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_merging_is_refused_with_the_way_out(load: Load, base_dir: Path) -> None:
     loaded = load(model_name_or_path=str(base_dir), quantization_bit=4)[0]
     with pytest.raises(ModelError, match=r"cannot be merged into a quantized base .* \(remove quantization_bit\)"):

@@ -97,8 +97,9 @@ class Fetcher:
         host, port = parts.hostname or "", parts.port or _port(parts)
         sock = self._open(self._addresses(host, port), port, deadline)
         # A server that sends byte by byte keeps every single read short: only a clock of its own ends it in time.
-        late = threading.Event()
-        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [sock, late])
+        # It holds the connection by a name of its own, since TLS takes the first one away.
+        late, wire = threading.Event(), sock.dup()
+        clock = threading.Timer(max(deadline - time.monotonic(), 0.01), _hang_up, [wire, late])
         clock.start()
         connection = http.client.HTTPConnection(host, port)
         connection.sock = sock
@@ -112,6 +113,7 @@ class Fetcher:
             raise _no_answer() from None
         finally:
             clock.cancel()
+            wire.close()
             connection.close()
         if late.is_set():  # what came until then looks like a whole answer
             raise _no_answer()

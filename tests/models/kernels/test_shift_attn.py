@@ -72,6 +72,18 @@ def test_evaluation_sees_everything_before() -> None:
     assert torch.allclose(last[0, 0], wanted[0, :, -1], atol=1e-5)
 
 
+def test_an_answer_being_generated_does_not_see_padding_before_its_prompt() -> None:
+    query, key, value, _ = states([12, 12], 4, 2)
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, :5] = False
+    for num_queries in (1, 3):
+        output, _ = shifted_attention(Layer().eval(), query[:, :, -num_queries:], key, value, mask)
+        without, _ = shifted_attention(
+            Layer().eval(), query[1:, :, -num_queries:], key[1:, :, 5:], value[1:, :, 5:], None
+        )
+        assert torch.allclose(output[1:], without, atol=1e-6)
+
+
 FAMILY_OPTIONS: dict[str, dict[str, object]] = {
     "gemma": {"head_dim": 8}, "glm4": {"head_dim": 8}, "qwen3": {"head_dim": 8}, "ernie4_5": {"head_dim": 8},
     "mistral": {"sliding_window": None}, "starcoder2": {"sliding_window": None},

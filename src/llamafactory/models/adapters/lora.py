@@ -56,7 +56,7 @@ def apply(
 ) -> PreTrainedModel | PeftModel:
     """Merge, resume or create adapters, see `_peft.apply_adapter`. Raises ConfigError, ModelError."""
     applied = apply_adapter(model, config, _options, trainable=trainable, vocab_grown=vocab_grown)
-    created = not config.model.adapter_name_or_path or config.lora.create_new_adapter
+    created = trainable and (not config.model.adapter_name_or_path or config.lora.create_new_adapter)
     if isinstance(applied, PeftModel) and created:
         start_adapter(applied, config)
     return applied

@@ -151,5 +151,6 @@ def _full(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scalin
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
     if mask is not None:  # a row of padding sees itself: nothing to look at would be no number
-        seen = seen & mask[:, None, None, :] | torch.eye(num_queries, num_keys, dtype=torch.bool, device=seen.device)
+        itself = seen ^ seen.tril(num_keys - num_queries - 1)
+        seen = seen & mask[:, None, None, :] | itself
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
