@@ -239,6 +239,23 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**TRAIN, "pissa_init": True, **ZERO3}, "pissa_init: true with deepspeed: "),
     ({**TRAIN, "use_unsloth": True, **ZERO3}, "use_unsloth: true with deepspeed: "),
     (
+        {**TRAIN, "use_unsloth": True, "lora_target_parameters": "mlp.experts.gate_up_proj"},
+        "use_unsloth: true with lora_target_parameters: mlp.experts.gate_up_proj",
+    ),
+    (
+        {**TRAIN, "use_unsloth": True, "quantization_bit": 4, "quantization_type": "fp4"},
+        "use_unsloth: true with quantization_type: fp4",
+    ),
+    (
+        {**TRAIN, "use_unsloth": True, "quantization_bit": 4, "double_quantization": False},
+        "use_unsloth: true with double_quantization: false",
+    ),
+    ({**TRAIN, "use_unsloth": True, "flash_attn": "fa2"}, "use_unsloth: true with flash_attn: fa2"),
+    (
+        {**TRAIN, "quantization_bit": 4, "quantization_method": "hqq", **ZERO3},
+        "quantization_method: hqq with deepspeed: ",
+    ),
+    (
         {**TRAIN, "use_unsloth": True, "finetuning_type": "oft", "oft_rank": 0},
         "use_unsloth: true with finetuning_type: oft",
     ),
@@ -408,3 +425,11 @@ def test_key_without_effect_is_named(given: dict[str, object], words: str) -> No
 def test_default_value_without_effect_is_not_worth_a_word() -> None:
     assert load_config({**FULL, "lora_rank": 8}).notices == ()
     assert load_config({"model_name_or_path": "m", "lora_rank": 4, "pref_beta": 0.5}, "chat").notices == ()
+
+
+def test_how_a_model_was_trained_does_not_matter_to_a_quantizer_that_answers() -> None:
+    options = {"model_name_or_path": "m", "quantization_method": "hqq", "quantization_bit": 4}
+    for method in ("lora", "full", "freeze"):
+        load_config({**options, "finetuning_type": method}, "chat")
+    with pytest.raises(ConfigError, match="quantized weights cannot learn"):
+        load_config({**FULL, **options})

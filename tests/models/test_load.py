@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from llamafactory.errors import CheckpointError, ConfigError, MissingPackageError, ModelError
+from llamafactory.models.build import _inference_devices
 from llamafactory.models.checkpointing import enable_checkpointing
 from llamafactory.models.save import save_model
 
@@ -176,6 +177,16 @@ def test_upcasts(load, model_dir: Path) -> None:
         assert loaded.model(input_ids=torch.arange(40, 48)[None]).logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize("options", [{}, {"upcast_lmhead_output": True}])
+def test_upcast_norms_stand_before_narrow_weights(load, model_dir: Path, options: dict) -> None:
+    """Without autocast, which would hide it."""
+    loaded, _, _ = load(model_name_or_path=str(model_dir), pure_bf16=True, upcast_layernorm=True, **options)
+    ids = torch.arange(40, 48)[None]
+    loss = loaded.model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
 def test_use_cache_off_while_training_on_at_inference(load, model_dir: Path) -> None:
     assert load(model_name_or_path=str(model_dir))[0].model.config.use_cache is False
     assert load(trainable=False, model_name_or_path=str(model_dir))[0].model.config.use_cache is True
@@ -239,3 +250,14 @@ def test_nothing_to_train(load, model_dir: Path, tmp_path: Path) -> None:
 def test_an_adapter_needs_a_base_that_is_kept(load, model_dir: Path) -> None:
     with pytest.raises(ConfigError, match="train_from_scratch: the random base of an adapter is not saved"):
         load(model_name_or_path=str(model_dir), train_from_scratch=True)
+
+
+def test_a_model_that_scores_beside_a_trained_one_stays_on_the_device_of_its_process(
+    make_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _inference_devices(make_config(do_train=True)) == {"": torch.device("cuda", 1)}
+    assert _inference_devices(make_config("chat")) == "auto"
+    assert _inference_devices(make_config(do_train=True, use_cpu=True)) is None

@@ -226,6 +226,14 @@ def test_an_adapter_only_read_beside_a_new_one_keeps_its_values(load: Load, base
     assert wanted and all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
+def test_dora_does_not_meet_a_base_stored_in_8_bits(load: Load, base_dir: Path, tmp_path: Path) -> None:
+    model = load(trainable=False, model_name_or_path=str(base_dir), quantization_bit=8)[0].model
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="use_dora: PEFT's DoRA cannot read 8-bit weights; remove use_dora, or give"):
+        load(model_name_or_path=str(tmp_path), use_dora=True)
+
+
 def test_merging_is_refused_with_the_way_out(load: Load, base_dir: Path) -> None:
     loaded = load(model_name_or_path=str(base_dir), quantization_bit=4)[0]
     with pytest.raises(ModelError, match=r"cannot be merged into a quantized base .* \(remove quantization_bit\)"):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from llamafactory import env
+from llamafactory.config.section import TRAIN
 from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.logs import get_logger
 from llamafactory.models.hub import check_weights, fetch
@@ -142,9 +144,14 @@ def _is_multimodal(hf_config: PretrainedConfig) -> bool:
     return type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def _inference_devices(config: RunConfig) -> str | None:
+def _inference_devices(config: RunConfig) -> str | dict[str, torch.device] | None:
+    """Spread over all devices; a model that scores beside a trained one stays on the device of its process."""
     on_cpu = config.training.use_cpu or (config.command == "export" and config.export.export_device == "cpu")
-    return "auto" if torch.accelerator.is_available() and not on_cpu else None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or on_cpu:
+        return None
+    beside = config.command in TRAIN and config.training.do_train
+    return {"": torch.device(accelerator.type, env.local_rank())} if beside else "auto"
 
 
 def refuse_meta(model: nn.Module, source: Path | str) -> None:

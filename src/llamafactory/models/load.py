@@ -136,7 +136,9 @@ def load_reference(config: RunConfig, bundle: TokenizerBundle) -> PreTrainedMode
     other = dataclasses.replace(
         config,
         model=config.model.model_copy(update=named),
-        quantization=config.quantization.model_copy(update={"quantization_bit": preference.ref_model_quantization_bit}),
+        quantization=config.quantization.model_copy(
+            update={"quantization_bit": preference.ref_model_quantization_bit, "quantization_aware": False}
+        ),
         finetuning=config.finetuning.model_copy(update={"finetuning_type": "lora"}),
     )
     base = load_base(other, bundle, [], trainable=True)

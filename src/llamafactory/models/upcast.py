@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 
 def upcast_norms(model: nn.Module) -> int:
-    """Cast one-dimensional parameters of normalisation layers to fp32 in place; returns how many."""
+    """Cast one-dimensional parameters of normalisation layers to fp32 in place; returns how many.
+
+    Such a layer gives numbers in the format of its input, as before: what follows may have narrow weights.
+    """
     count = 0
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and _is_norm(name) and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
+            owner, _, part = name.rpartition(".")
+            if part == "weight":
+                model.get_submodule(owner).register_forward_hook(_as_input)
             count += 1
     return count
 
@@ -37,3 +43,8 @@ def upcast_head_output(model: PreTrainedModel) -> None:
 
 def _to_float(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
     return output.to(torch.float32)
+
+
+def _as_input(module: nn.Module, arguments: tuple[object, ...], output: Tensor) -> Tensor:
+    given = arguments[0] if arguments else None
+    return output.to(given.dtype) if isinstance(given, Tensor) else output

@@ -23,6 +23,7 @@ from llamafactory.inference.engine import Engine
 from llamafactory.inference.engines.huggingface import HuggingFaceEngine
 from llamafactory.inference.prediction import Answer
 from llamafactory.inference.prediction_file import PredictionFile
+from llamafactory.models.kernels.mixture_of_depths import is_marked
 from llamafactory.recipes.predict import ask, facts_of, finish, measure, prepare_tasks, weights_of
 from llamafactory.rendering.renderer import Renderer
 from llamafactory.training.callbacks.log_file import LOG_FILE
@@ -100,7 +101,7 @@ def _borrowed(trainer: Trainer, *, use_cache: bool) -> Iterator[Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     core: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     was_training, settings, cached = core.training, core.generation_config, core.config.use_cache
-    core.config.use_cache = use_cache
+    core.config.use_cache = use_cache and not is_marked(core.config)  # who skips layers keeps no keys
     try:
         yield core
     finally:

@@ -25,6 +25,8 @@ from llamafactory.models.kernels.mixture_of_depths import (
     apply_depths,
     choose_tokens,
 )
+from llamafactory.models.quantization import Quantization, mark
+from llamafactory.recipes.train import run_train
 
 FAMILY_OPTIONS: dict[str, dict[str, object]] = {
     "gemma": {"head_dim": 8},
@@ -199,6 +201,12 @@ def test_what_cannot_be_routed_is_told(tmp_path: Path) -> None:
         apply_depths(plain, "convert", tmp_path, trainable=False)
     with pytest.raises(ModelError, match="has been converted already; write load"):
         apply_depths(converted(), "convert", tmp_path, trainable=True)
+    with pytest.raises(ModelError, match=r"routes tokens around its layers .*; write load to train it on"):
+        apply_depths(converted(), None, tmp_path, trainable=True)
+    packed = converted()
+    mark(packed, Quantization("bnb", 4), tmp_path)
+    with pytest.raises(ModelError, match="quantized layers hold no router; remove quantization_bit"):
+        apply_depths(packed, None, tmp_path, trainable=False)
     assert apply_depths(plain, None, tmp_path, trainable=True) is None
 
 
@@ -209,6 +217,7 @@ def test_what_cannot_be_routed_is_told(tmp_path: Path) -> None:
         ({"finetuning_type": "lora"}, "mixture_of_depths: convert with finetuning_type: lora: new routers must learn"),
         ({"flash_attn": "fa2"}, "mixture_of_depths: convert with flash_attn: fa2: the chosen tokens need a mask"),
         ({"stage": "dpo"}, "mixture_of_depths: convert with stage: dpo"),
+        ({"use_asft_loss": True}, "mixture_of_depths: convert with use_asft_loss: true: a model with new routers"),
         ({"torch_compile": True}, "mixture_of_depths: convert with torch_compile: true"),
     ],
 )
@@ -228,3 +237,16 @@ def test_windows_of_attention_hold_between_the_chosen() -> None:
                              [False, False, False, True]]  # fmt: skip
     added = torch.zeros(1, 1, 8, 8).masked_fill(~window, torch.finfo(torch.float).min)
     assert torch.equal(_chosen_mask(added, index, torch.float)[0, 0] == 0, seen)
+
+
+def test_a_run_answers_questions_at_its_end(model_dir: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {index}.", "output": f"It is {index}."} for index in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}), encoding="utf-8")
+    options = {
+        "model_name_or_path": str(model_dir), "dataset_dir": str(tmp_path), "dataset": "rows", "eval_dataset": "rows",
+        "template": "chatml", "do_train": True, "finetuning_type": "full", "mixture_of_depths": "convert",
+        "predict_with_generate": True, "do_predict": True, "max_new_tokens": 2, "max_steps": 1, "use_cpu": True,
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    assert run_train(options)["predict_failed"] == 0

@@ -26,6 +26,7 @@ from llamafactory.config.run import RunConfig
 from llamafactory.errors import ModelError
 from llamafactory.facts import PACKED, Clash, Facts
 from llamafactory.models.families import families_with, family_facts
+from llamafactory.models.quantization import quantization_of
 from llamafactory.models.safetensors_file import tensor_shapes
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ FACTS = Facts(
             when=(("mixture_of_depths", ("convert",)),),
         ),
         Clash("stage", "answers cannot be compared or tried", "use stage pt or sft", allowed=("pt", "sft")),
+        Clash("use_asft_loss", "a model with new routers is no reference", "remove one of the two"),
         Clash("quantization_bit", "quantized layers hold no router", "remove one of the two"),
         Clash("fsdp", "layers of changing length are not sharded", "train without fsdp"),
         Clash("deepspeed", "layers of changing length are not sharded", "remove one of the two"),
@@ -192,6 +194,15 @@ def _check(model: PreTrainedModel, wanted: str | None, *, marked: bool, trainabl
         raise ModelError(
             f"mixture_of_depths: load: this {name} was never converted (its config.json has no {MARK}); "
             "write convert to convert it"
+        )
+    if wanted is None and trainable:
+        raise ModelError(
+            f"mixture_of_depths: this {name} routes tokens around its layers (its config.json says so); write load to "
+            "train it on, so that what cannot stand beside it is refused"
+        )
+    if quantization_of(model) is not None:
+        raise ModelError(
+            "mixture_of_depths: quantized layers hold no router; remove quantization_bit, or give the plain model"
         )
     if wanted == "convert" and marked and trainable:
         raise ModelError(f"mixture_of_depths: convert: this {name} has been converted already; write load")

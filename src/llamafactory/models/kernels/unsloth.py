@@ -29,12 +29,19 @@ FACTS = Facts(
         Clash("train_from_scratch", "unsloth reads stored weights", "remove one of the two", values=(True,)),
         Clash("rope_scaling", "unsloth stretches positions to cutoff_len by itself", "remove rope_scaling"),
         Clash("quantization_method", "unsloth has bnb alone", "use bnb", allowed=("bnb",)),
+        Clash("quantization_type", "unsloth rounds to nf4", "remove quantization_type", values=("fp4",)),
+        Clash(
+            "double_quantization", "unsloth always quantizes the scales too", "remove double_quantization",
+            values=(False,),
+        ),
+        Clash("lora_target_parameters", "unsloth puts adapters on linear layers", "remove one of the two"),
+        Clash("flash_attn", "unsloth chooses its own attention", "remove flash_attn", allowed=("auto",)),
         Clash("use_dora", "unsloth has no DoRA", "remove use_dora", values=(True,)),
         Clash("pissa_init", "unsloth starts adapters plainly", "remove pissa_init", values=(True,)),
         Clash("lora_init", "unsloth starts adapters plainly", "remove lora_init", allowed=("default",)),
         Clash(SHARDED, "unsloth does not shard models", "train without fsdp"),
     ),
-)
+)  # fmt: skip
 
 
 def check(config: RunConfig) -> None:

@@ -55,6 +55,8 @@ def _refuse_stored(config: RunConfig, name: str, quantizer: Quantizer, *, traina
         problem, plain = f"finetuning_type: {method} cannot train it", f"set finetuning_type: lora, or {plain}"
     elif trainable and not quantizer.learns:
         problem = "adapters on it cannot be trained"
+    elif trainable and config.lora.use_dora and quantizer.result is not None and quantizer.result.bits == 8:
+        problem, plain = "use_dora: PEFT's DoRA cannot read 8-bit weights", f"remove use_dora, or {plain}"
     elif trainable and config.lora.changes_base:
         problem = f"lora_init: {config.lora.init} takes values out of unquantized weights"
     elif config.command == "export" and adapters:

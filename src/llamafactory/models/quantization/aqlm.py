@@ -28,7 +28,7 @@ FACTS = Facts(
             "finetuning_type",
             "PEFT has no such adapter for aqlm weights",
             "set finetuning_type to lora",
-            allowed=("lora", "oft"),
+            allowed=("lora", "oft", "full", "freeze"),
         ),
         Clash("use_dora", "DoRA cannot read aqlm weights", "remove use_dora"),
         PACKED_WEIGHTS,

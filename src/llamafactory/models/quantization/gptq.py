@@ -22,7 +22,7 @@ FACTS = Facts(
             "finetuning_type",
             "PEFT has no such adapter for gptq weights",
             "set finetuning_type to lora",
-            allowed=("lora", "oft"),
+            allowed=("lora", "oft", "full", "freeze"),
         ),
         Clash("use_dora", "DoRA cannot read gptq weights", "remove use_dora"),
         PACKED_WEIGHTS,

@@ -30,7 +30,8 @@ FACTS = Facts(
         Clash("quantization_bit", "hqq has 1, 2, 3, 4, 5, 6 or 8 bits", "choose one of these",
               allowed=(1, 2, 3, 4, 5, 6, 8)),
         Clash("finetuning_type", "PEFT has no such adapter for hqq weights", "set finetuning_type to lora",
-              allowed=("lora",)),
+              allowed=("lora", "full", "freeze")),
+        Clash("ZeRO-3", "its packed weights only fit together as a whole", "use ZeRO-2, or 4-bit bnb"),
         PACKED_WEIGHTS,
     ),
 )  # fmt: skip

@@ -32,7 +32,7 @@ FACTS = Facts(
             "finetuning_type",
             "PEFT has no such adapter for torchao weights",
             "set finetuning_type to lora",
-            values=("oft", "vera", "ia3", "loha", "lokr"),
+            values=("oft", "vera", "ia3", "loha", "lokr", "adalora"),
         ),
         PACKED_WEIGHTS,
     ),

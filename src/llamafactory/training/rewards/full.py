@@ -70,6 +70,7 @@ def reward_config(config: RunConfig) -> RunConfig:
         "adapter_name_or_path": ppo.reward_model_adapters,
         "adapter_folder": None,
         "train_from_scratch": False,
+        "rope_scaling": None,  # its own positions: those of its folder, or as its adapter remembers them
     }
     bits = config.quantization.model_copy(update={"quantization_bit": ppo.reward_model_quantization_bit})
     method = config.finetuning.model_copy(update={"finetuning_type": "lora"})
