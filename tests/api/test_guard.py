@@ -109,6 +109,9 @@ def test_named_origins_may_come_without_credentials() -> None:
         assert "access-control-allow-credentials" not in answer.headers
         other = WEB.options(served.url + "/v1/chat/completions", headers={**ask, "Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
+        sent = "authorization, content-type, x-stainless-lang, x-stainless-retry-count"
+        openai_js = {**ask, "Access-Control-Request-Headers": sent}
+        assert WEB.options(served.url + "/v1/chat/completions", headers=openai_js).status_code == 200
         posted = WEB.post(served.url + "/v1/chat/completions", headers={**KEY, **ask}, json=body("Hi"))
         assert posted.status_code == 200
 
@@ -178,6 +181,13 @@ def test_slow_body_is_refused(served: Served) -> None:
     with raw(served) as sock:
         sock.sendall(head + b"Content-Length: 100\r\n\r\n{")
         assert b"408" in sock.recv(4000)
+
+
+def test_more_than_the_queue_holds_is_no_reason_to_try_again(served: Served) -> None:
+    prompts = {"model": "m", "prompt": ["a"] * 5}
+    response = WEB.post(served.url + "/v1/completions", headers=KEY, json=prompts)
+    assert response.status_code == 400 and "retry-after" not in response.headers
+    assert "asks for 5 answers" in error_of(response)["message"]
 
 
 def test_full_queue_answers_429_until_there_is_room(served: Served) -> None:

@@ -12,6 +12,7 @@ from tests.conftest import make_tokenizer
 
 from llamafactory.api.settings import Settings
 from llamafactory.config.sections.template import TemplateConfig
+from llamafactory.inference.grammar import GrammarCompiler
 from llamafactory.rendering.renderer import build_renderer
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": [1, 2]}}\n</tool_call>'
@@ -99,6 +100,12 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
+def test_model_with_an_owner_in_its_name() -> None:
+    with serving(ScriptedEngine(), Settings(model_name="owner/model")) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        assert client.models.retrieve("owner/model").id == "owner/model"
+
+
 def test_chat(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**ask("Hello there"))
     assert answer.choices[0].message.content == "Hello there"
@@ -168,6 +175,61 @@ def test_tool_results_go_back(client: openai.OpenAI, served: Served) -> None:
     assert [message.role for message in conversation.messages] == ["user", "function", "observation", "observation"]
     text = served.engine.renderer.text(conversation, generation=True)
     assert CALL in text and "result 0" in text and "result 1" in text and '"name": "get_time"' in text
+
+
+def history(text: str, *names: str) -> list[dict[str, object]]:
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}} for name in names]
+    return [{"role": "user", "content": "u"}, {"role": "assistant", "content": text, "tool_calls": calls}]
+
+
+def test_results_stand_in_the_order_of_their_calls(client: openai.OpenAI, served: Served) -> None:
+    results = [{"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("c", "a", "b")]
+    client.chat.completions.create(model="tiny", messages=[*history("", "a", "b", "c"), *results], tools=TOOLS)
+    assert [message.content for message in last_asked(served)[0].messages[2:]] == ["of a", "of b", "of c"]
+
+
+@pytest.mark.parametrize(
+    "text", ['Like {"name": "x"} here. ', '<tool_call>\n{"name": "old", "arguments": {}}\n</tool_call>', "<tool_call> "]
+)
+def test_text_before_calls_may_look_like_calls(client: openai.OpenAI, served: Served, text: str) -> None:
+    result = {"role": "tool", "tool_call_id": "no such tool", "content": "3"}
+    client.chat.completions.create(model="tiny", messages=[*history(text, "no such tool"), result], tools=TOOLS)
+    written = served.engine.renderer.text(last_asked(served)[0], generation=True)
+    assert f'{text}\n<tool_call>\n{{"name": "no such tool"' in written or f"{text}<tool_call>" in written
+
+
+def test_schemas_of_two_tools_may_define_the_same_name(client: openai.OpenAI, served: Served) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {
+            "type": "object", "properties": {"of": {"$ref": "#/$defs/Item"}}, "required": ["of"],
+            "additionalProperties": False, "$defs": {"Item": {"const": name}}}}}
+        for name in ("first", "second")
+    ]  # fmt: skip
+    whole(client, "forced", tools=tools, tool_choice="required")
+    schema = last_asked(served)[1].json_schema
+    tokenizer = make_tokenizer()
+    compiler = GrammarCompiler(tokenizer, served.engine.renderer.stop_ids)
+    for name in ("first", "second"):
+        for item, fits in ((name, True), ("first" if name == "second" else "second", False)):
+            text = json.dumps([{"name": name, "arguments": {"of": item}}], separators=(",", ":"))
+            matcher = compiler.compile(schema)._matcher
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert (matcher.try_consume_tokens(ids) == len(ids)) is fits
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_held_to_json_is_no_thought_where_the_prompt_opens_one(stream: bool) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}{# </think> #}"
+    )
+    engine = ScriptedEngine(build_renderer(tokenizer, TemplateConfig()), {**SCRIPT, "json": '{"a": 1}'})
+    with serving(engine, Settings(model_name="tiny")) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        read = streamed if stream else whole
+        assert read(client, "json", response_format={"type": "json_object"})["content"] == '{"a": 1}'
+        assert read(client, "forced", tools=TOOLS, tool_choice="required")["calls"] == [("get_time", '{"zone": "é"}')]
 
 
 def test_n_and_seed(client: openai.OpenAI, served: Served) -> None:

@@ -27,7 +27,7 @@ from tests.inference.engines_on_tiny_models import (
 from transformers import PreTrainedModel
 
 from llamafactory.errors import ConfigError, ModelError
-from llamafactory.inference import batching
+from llamafactory.inference import batching, row_cache
 from llamafactory.inference.engine import GenerationOptions
 
 SAMPLED = GenerationOptions(temperature=1.3, top_p=0.95, top_k=0, max_new_tokens=12, skip_special_tokens=False)
@@ -166,6 +166,38 @@ def test_a_row_without_numbers_fails_alone(model: PreTrainedModel) -> None:
     assert isinstance(found[0], ModelError)
     assert "hold no usable number" in str(found[0])
     assert [text_of(deltas) for deltas in found[1:]] == [text_of(deltas) for deltas in sequential(model, asked)]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_memory_that_ends_while_rows_grow_costs_one_answer(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever tensor found no room, answers that come later get theirs."""
+    real, calls = row_cache._enlarged, 0
+
+    def enlarged(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise torch.OutOfMemoryError("no room")
+        return real(*args)  # type: ignore[arg-type]
+
+    async def run() -> tuple[str, str]:
+        engine = build(never_stopping(stirred_model(2048)))
+        monkeypatch.setattr(row_cache, "_enlarged", enlarged)
+        async with aclosing(engine.generate("Hi", replace(GREEDY, max_new_tokens=2000))) as running:
+            await anext(running)  # keeps its row, so that the cache is not given up meanwhile
+            found = []
+            for _ in range(2):
+                try:
+                    long = engine.generate("word " * 300, replace(GREEDY, max_new_tokens=3))
+                    found.append("".join([delta.text async for delta in long]) and "answered")
+                except ModelError as error:
+                    found.append(str(error))
+            assert (await anext(running)).finish_reason is None
+        await engine.close()
+        return found[0], found[1]
+
+    first, second = asyncio.run(run())
+    assert "not enough memory" in first and second == "answered"
 
 
 def test_leaving_frees_the_place_at_once() -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import make_tokenizer
 from tests.inference.calling_engine import CALL, CallingEngine
 
 from llamafactory.config import load_config
+from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.data.rows import load_records
 from llamafactory.errors import DataError
+from llamafactory.inference.answer_text import AnswerText
 from llamafactory.inference.chat_model import ChatModel
+from llamafactory.inference.engine import Delta, GenerationOptions
+from llamafactory.inference.sampling import Token
 from llamafactory.inference.session import Session, new_session
 from llamafactory.rendering.records import Conversation, Message
+from llamafactory.rendering.renderer import build_renderer
 
 TOOLS = '[{"name": "add", "description": "", "parameters": {"type": "object", "properties": {}}}]'
 CONTENT = '<think>\nI need a sum.\n</think>\n\n[{"name": "add", "arguments": {"a": 1}}]'
@@ -45,6 +51,48 @@ def test_a_call_is_kept_as_a_call_and_the_next_message_is_its_result(session: Se
     say(session, "3")
     assert session.messages[2] == Message("observation", "3") and session.messages[-1].role == "assistant"
     assert session.calls() == [] and session.model.engine.asked[-1].tools == TOOLS  # type: ignore[attr-defined]
+
+
+class ThinkingEngine:
+    """Says the tokens of one text; the words around its thought are control tokens."""
+
+    def __init__(self, template: str, answer: str, controls: list[str]) -> None:
+        tokenizer = make_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": controls})
+        self.renderer = build_renderer(tokenizer, TemplateConfig(template=template))
+        self._texts = AnswerText(tokenizer, self.renderer)
+        self._ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+    async def generate(self, prompt: Conversation, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
+        async def tokens() -> AsyncGenerator[Token, None]:
+            for number in (*self._ids, self.renderer.stop_ids[0]):
+                yield Token(number)
+
+        async for delta in self._texts.deltas(tokens(), 1, options):
+            yield delta
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "controls"),
+    [
+        ("gemma4", "<|channel>thought\nhm<channel|>Yes.", ["<|channel>", "<channel|>"]),
+        (
+            "gpt_oss",
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+            ["<|channel|>", "<|message|>", "<|end|>", "<|start|>"],
+        ),
+    ],
+)
+def test_thoughts_between_control_tokens_are_told(template: str, answer: str, controls: list[str]) -> None:
+    with ChatModel.from_engine(ThinkingEngine(template, answer, controls)) as model:  # type: ignore[arg-type]
+        session = new_session(model)
+        assert say(session, "hi") == ("hm", "Yes.")
+        assert session.messages[-1] == Message("assistant", answer)
+        prompt = model.engine.renderer.text(Conversation((*session.messages, Message("user", "so"))), generation=True)
+        assert "assistantfinal" not in prompt and "thoughthm" not in prompt.replace("\n", "")
 
 
 def test_without_tools_a_call_is_text(session: Session) -> None:

@@ -66,7 +66,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's own client sends a dozen of its own; no credentials are allowed
         )
     return app
 
@@ -89,7 +89,7 @@ def _add_reports(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         """The one model there is."""
         return {"object": "list", "data": [model]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Body:
         """What is known of a model."""
         if name != settings.model_name:

@@ -27,6 +27,7 @@ from llamafactory.inference.answer_parts import (
     NoCalls,
     Piece,
     ThoughtReader,
+    needs_controls,
 )
 from llamafactory.inference.engine import Delta, FinishReason, GenerationOptions, TokenLogprob
 from llamafactory.rendering.calls import ToolCall
@@ -72,9 +73,11 @@ class ChatRoute:
         options = chat_options(body, self._defaults, self._limits)
         conversation = await self._reader.read(body)
         renderer = self._work.engine.renderer
-        if _reads_controls(body, renderer):
+        if needs_controls(renderer, renderer.reasoning_words or (), calls=bool(offered_tools(body))):
             options = [_showing_controls(each) for each in options]
-        readers = [_answer_reader(body, renderer, begun=self._begun) for _ in options]
+        # A schema holds from the first token, so such an answer has no thought, whatever its prompt ends with.
+        begun = self._begun and not options[0].json_schema
+        readers = [_answer_reader(body, renderer, begun=begun) for _ in options]
         return Job(body, conversation, options, readers)
 
     async def _whole(self, job: Job) -> Body:
@@ -189,13 +192,6 @@ def _call_reader(body: ChatRequest, renderer: Renderer) -> CallReader:
         return JsonCalls()
     tools = tool_schemas(body)
     return FormatCalls(load_tool_format(renderer.tool_format), tools) if tools else NoCalls()
-
-
-def _reads_controls(body: ChatRequest, renderer: Renderer) -> bool:
-    """True when the words around thoughts or calls are control tokens, which engines else leave out of the text."""
-    starts = load_tool_format(renderer.tool_format).STARTS
-    marks = [*(renderer.reasoning_words or ()), *((*starts.anywhere, *starts.answer) if offered_tools(body) else ())]
-    return any(renderer.encoder.holds_control(mark) for mark in marks)
 
 
 def _showing_controls(options: GenerationOptions) -> GenerationOptions:

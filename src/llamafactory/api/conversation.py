@@ -47,7 +47,7 @@ class ConversationReader:
         self._check_media(messages)
         system = "\n\n".join([_plain_text(message, at) for at, message in enumerate(messages[:split])])
         found: dict[Kind, list[object]] = {kind: [] for kind in PLACEHOLDERS}
-        turns = [await self._turn(message, at, found) for at, message in enumerate(messages) if at >= split]
+        turns = [await self._turn(messages[at], at, found) for at in _places(messages) if at >= split]
         if not turns or turns[-1].role in ("assistant", "function"):
             raise ApiError(
                 400,
@@ -151,6 +151,19 @@ def _tools_text(request: ChatRequest) -> str:
 
 def _schema(function: FunctionSchema) -> dict[str, object]:
     return function.model_dump(exclude_none=True, exclude={"strict"})
+
+
+def _places(messages: Sequence[ChatMessage]) -> list[int]:
+    """The places of the messages, results of tools in the order of the calls they answer."""
+    keys: list[tuple[int, int]] = []
+    group, order = 0, dict[str | None, int]()
+    for message in messages:
+        if message.role == "tool":
+            keys.append((group, order.get(message.tool_call_id, len(order))))
+            continue
+        group, order = group + 1, {call.id: n for n, call in enumerate(message.tool_calls or []) if call.id}
+        keys.append((group, -1))
+    return sorted(range(len(messages)), key=keys.__getitem__)
 
 
 def _check_fields(message: ChatMessage, at: int, *, leading: bool) -> None:

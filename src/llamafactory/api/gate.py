@@ -44,7 +44,17 @@ class Gate:
 
     @contextmanager
     def enter(self, size: int) -> Iterator[Place]:
-        """Hold room for so many answers. Raises ApiError 429 with the seconds to wait when there is none."""
+        """Hold room for so many answers. Raises ApiError 429 with the seconds to wait when there is none now.
+
+        More than there ever is room for is a mistake, 400: a client that tries again would do so for ever.
+        """
+        if size > self._most:
+            raise ApiError(
+                400,
+                f"n: this request asks for {size} answers (n times its prompts) and the server holds at most "
+                f"{self._most}; ask for fewer at once, or let its operator raise API_MAX_QUEUE",
+                param="n",
+            )
         taken = sum(place.size for place in self._places)
         if taken + size > self._most:
             raise ApiError(

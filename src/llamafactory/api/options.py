@@ -5,7 +5,7 @@ Knows requests and options, no engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from llamafactory.api.conversation import offered_tools
@@ -25,6 +25,7 @@ from llamafactory.inference.engine import GenerationOptions
 from llamafactory.rendering.calls import dump
 
 _SEEDS = 2**63
+_VALUES = frozenset({"const", "enum", "default", "examples"})  # words of a schema whose values are no schemas
 _SAME_NAME = (
     "top_p", "top_k", "do_sample", "presence_penalty", "frequency_penalty", "repetition_penalty", "skip_special_tokens",
     "seed",
@@ -135,24 +136,35 @@ def _calls_schema(request: ChatRequest) -> str:
     schema: dict[str, object] = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(t) for t in fitting]}}
     if chosen is not None or request.parallel_tool_calls is False:
         schema["maxItems"] = 1
-    schema["$defs"] = _definitions(fitting)
+    schema["$defs"] = {t.function.name: _moved(_parameters(t), f"#/$defs/{t.function.name}") for t in fitting}
     return dump(schema)
 
 
 def _call_schema(tool: Tool) -> dict[str, object]:
-    parameters = tool.function.parameters or {"type": "object"}
+    name = tool.function.name
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
+        "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{name}"}},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
 
 
-def _definitions(tools: Sequence[Tool]) -> dict[str, object]:
-    """What the schemas' `#/$defs/...` mean, at the place where they look it up."""
-    found: dict[str, object] = {}
-    for tool in tools:
-        inner = (tool.function.parameters or {}).get("$defs")
-        found.update(inner if isinstance(inner, dict) else {})
-    return found
+def _parameters(tool: Tool) -> Mapping[str, object]:
+    return tool.function.parameters or {"type": "object"}
+
+
+def _moved(schema: object, place: str) -> object:
+    """A schema that stands at `place` of another one: what it says of its own root is said of that place."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value if key in _VALUES else f"{place}{value[1:]}" if _is_own(key, value) else _moved(value, place)
+        for key, value in schema.items()
+    }
+
+
+def _is_own(key: str, value: object) -> bool:
+    return key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))

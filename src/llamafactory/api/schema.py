@@ -64,9 +64,9 @@ Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart | InputAudioPart, 
 
 
 class CalledFunction(Strict):
-    """arguments: the JSON text of an object."""
+    """name: what the model wrote, right or wrong. arguments: the JSON text of an object."""
 
-    name: Name
+    name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str = "{}"
 
 

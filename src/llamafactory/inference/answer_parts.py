@@ -13,7 +13,8 @@ from typing import Protocol
 
 from llamafactory.inference.streaming import StopFilter
 from llamafactory.rendering.calls import Schema, ToolCall, read_whole_json, to_calls, unwrap
-from llamafactory.rendering.tools import ToolFormat
+from llamafactory.rendering.renderer import Renderer
+from llamafactory.rendering.tools import ToolFormat, load_tool_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,13 @@ class Shown:
 def to_shown(thought: str, text: str) -> list[Shown]:
     """What a ThoughtReader found, in order; nothing for nothing."""
     return [piece for piece in (Shown(thought, is_thought=True), Shown(text)) if piece.text]
+
+
+def needs_controls(renderer: Renderer, thought_words: Sequence[str] = (), *, calls: bool) -> bool:
+    """True when the words around thoughts or calls are control tokens, which engines else leave out of the text."""
+    starts = load_tool_format(renderer.tool_format).STARTS
+    marks = [*thought_words, *((*starts.anywhere, *starts.answer) if calls else ())]
+    return any(renderer.encoder.holds_control(mark) for mark in marks)
 
 
 class AnswerReader:

@@ -47,8 +47,9 @@ class RowLayer(CacheLayerMixin):
             return
         rows, _, columns, _ = self.keys.shape
         if rows < num_rows or columns < num_columns:
-            self.keys = _enlarged(self.keys, max(rows, num_rows), max(columns, num_columns))
-            self.values = _enlarged(self.values, max(rows, num_rows), max(columns, num_columns))
+            size = max(rows, num_rows), max(columns, num_columns)
+            # Both or none: where memory ends between them, the next attempt must find them alike.
+            self.keys, self.values = _enlarged(self.keys, *size), _enlarged(self.values, *size)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first columns of one row over another."""

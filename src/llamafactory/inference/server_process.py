@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from llamafactory.errors import ModelError
 
 STOP_SECONDS = 10.0
+_KEEPER = Path(__file__).with_name("keeper.py")
 
 
 def free_port() -> int:
@@ -31,7 +33,10 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """A child in a process group of its own; what it prints goes to a file, whose end is told when it dies."""
+    """A child in a process group of its own; what it prints goes to a file, whose end is told when it dies.
+
+    It runs under `keeper`, which ends it when this process is gone without a word (SIGTERM, SIGKILL).
+    """
 
     def __init__(self, name: str, command: Sequence[str], port: int) -> None:
         self.name = name
@@ -40,7 +45,11 @@ class ServerProcess:
         self.log = Path(path)
         with os.fdopen(handle, "wb") as output:
             self._process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, "-I", str(_KEEPER), *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         atexit.register(self.stop)
 
@@ -64,6 +73,8 @@ class ServerProcess:
                 self._process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self.log.unlink(missing_ok=True)
 
     def last_line(self) -> str:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llamafactory.errors import DataError
-from llamafactory.inference.answer_parts import THINK, Shown, ThoughtReader, to_shown
+from llamafactory.inference.answer_parts import THINK, Shown, ThoughtReader, needs_controls, to_shown
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
 from llamafactory.rendering.calls import ToolCall, dump, read_function_message, read_tools
 from llamafactory.rendering.records import Conversation, Message
-
-if TYPE_CHECKING:
-    pass
 
 _CALL_WORDS = ("<tool_call>", "</tool_call>")
 
@@ -27,6 +23,7 @@ class Session:
     """One conversation: its system message, its tools (JSON text) and what was said.
 
     thought_words: what stands around a thought. starts_with_thought: the prompt ends with the first of them.
+    marks_thoughts, marks_calls: the words around them are control tokens, so the answer must keep those.
     """
 
     model: ChatModel
@@ -35,6 +32,8 @@ class Session:
     tools: str = ""
     thought_words: tuple[str, str] = THINK
     starts_with_thought: bool = False
+    marks_thoughts: bool = False
+    marks_calls: bool = False
 
     @property
     def awaits_result(self) -> bool:
@@ -49,7 +48,7 @@ class Session:
         asked = [*self.messages, Message("observation" if self.awaits_result else "user", text)]
         conversation = Conversation(tuple(asked), system=self.system, tools=self.tools)
         said, ended = "", False
-        stream = self.model.stream(conversation, options or self.model.options)
+        stream = self.model.stream(conversation, self._options(options or self.model.options))
         with contextlib.closing(stream):
             try:
                 for delta in stream:
@@ -104,6 +103,12 @@ class Session:
             raise DataError(f"save: {path} cannot be written ({error.strerror}); give another place") from error
         return path
 
+    def _options(self, options: GenerationOptions) -> GenerationOptions:
+        """With the control tokens that tell thoughts and calls from the answer, where they are such."""
+        if self.marks_thoughts or (self.tools and self.marks_calls):
+            return replace(options, skip_special_tokens=False)
+        return options
+
     def _message(self, said: str) -> Message:
         """An answer as a message: tool calls, behind its thought, where the model has tools and called some."""
         calls = self.model.engine.renderer.parse_tools(said, self.tools) if self.tools else said
@@ -124,7 +129,13 @@ def new_session(model: ChatModel) -> Session:
     renderer = model.engine.renderer
     words = renderer.reasoning_words or THINK
     prompt = renderer.text(Conversation((Message("user", "a"),)), generation=True)
-    return Session(model, thought_words=words, starts_with_thought=prompt.rstrip().endswith(words[0]))
+    return Session(
+        model,
+        thought_words=words,
+        starts_with_thought=prompt.rstrip().endswith(words[0]),
+        marks_thoughts=needs_controls(renderer, words, calls=False),
+        marks_calls=needs_controls(renderer, calls=True),
+    )
 
 
 def calls_of(message: Message) -> tuple[str, list[ToolCall]]:

@@ -6,8 +6,10 @@ Knows no format's texts (see `tools/`) and no template.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from llamafactory.errors import DataError
 from llamafactory.rendering.markup import Fragments, Markup
@@ -17,6 +19,8 @@ Schema = Mapping[str, object]
 
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
+_CALL_START = re.compile(r'\[?\{ ?"name"')
+_MAX_STARTS = 64  # places tried, so that hostile text costs linear time
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ def read_function_message(content: str, words: tuple[str, str], source: str) -> 
     The calls are JSON (an object or a list), alone, behind text, or each between the call words.
     Raises DataError naming the row when they cannot be read.
     """
-    found = _between(content, words) if words[0] in content else None
-    if found is None:
-        found = next((hit for start in _starts(content) if (hit := _tail_calls(content, start))), None)
+    # JSON at the very end comes first: text before it may hold the call words, and calls between them end with one.
+    found = next((hit for start in _starts(content) if (hit := _tail_calls(content, start))), None)
+    if found is None and words[0] in content:
+        found = _between(content, words)
     if found is None:
         raise DataError(
             f"{source or 'conversation'}: a function message must be JSON calls, like "
@@ -144,11 +149,9 @@ def _tail_calls(content: str, start: int) -> tuple[str, list[ToolCall]] | None:
 
 
 def _starts(content: str) -> Iterator[int]:
-    """Where JSON calls may begin: at the start, or at the first place that looks like one."""
+    """Where JSON calls may begin: at the start, or at the first places that look like one."""
     yield 0
-    places = [at for mark in ('[{"name"', '{"name"', '[{ "name"', '{ "name"') if (at := content.find(mark)) > 0]
-    if places:
-        yield min(places)
+    yield from (found.start() for found in islice(_CALL_START.finditer(content), _MAX_STARTS))
 
 
 def _between(content: str, words: tuple[str, str]) -> tuple[str, list[ToolCall]] | None:

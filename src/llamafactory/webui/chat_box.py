@@ -165,7 +165,7 @@ def _options(start: GenerationOptions, values: Sequence[Any]) -> GenerationOptio
 def _stream(
     session: Session, text: str, options: GenerationOptions, stop: threading.Event
 ) -> Iterator[tuple[list[Bubble], list[Message], Any]]:
-    before = show([*session.messages, Message("observation" if session.awaits_result else "user", text)])
+    before = show([*session.messages, Message("observation" if session.awaits_result else "user", text)], session)
     thought, said = "", ""
     yield before, list(session.messages), ""
     with contextlib.closing(session.split_answer(text, options)) as pieces:
