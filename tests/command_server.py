@@ -1,7 +1,8 @@
 """Runs `llamafactory-cli` in children of one process that has the heavy libraries loaded.
 
 A start costs seconds of imports, and the pages and examples hold dozens of commands. The program that `start` writes
-hands its words, folder, environment and streams to the server, which forks and calls the same `main` as the real one.
+hands its words, folder, environment, streams and signals to the server, which forks and calls the same `main` as the
+real one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 body = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(body)
+process = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda given, frame: os.kill(process, given))
 code = server.recv(1)
 sys.exit(code[0] if code else "the command died")
 """
@@ -79,6 +83,7 @@ def _run(connection: socket.socket) -> None:
         body = b""
         while len(body) < int.from_bytes(head, "big"):
             body += connection.recv(2**16)
+        connection.sendall(os.getpid().to_bytes(8, "big"))
         words, folder, environment = json.loads(body)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)

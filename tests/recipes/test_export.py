@@ -155,7 +155,6 @@ def test_an_empty_folder_may_be_used(run: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({}, r"export_dir: .*needs a target"),
-        ({"export_quantization_bit": 4, "export_quantization_dataset": "x"}, r"cannot run quantized export yet"),
     ],
 )
 def test_impossible_requests_are_refused(

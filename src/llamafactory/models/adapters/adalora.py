@@ -37,7 +37,11 @@ def apply(
     model: PreTrainedModel, config: RunConfig, *, trainable: bool, vocab_grown: bool
 ) -> PreTrainedModel | PeftModel:
     """Merge, resume or create adapters, see `_peft.apply_adapter`. Raises ConfigError, ModelError."""
-    return apply_adapter(model, config, _options, trainable=trainable, vocab_grown=vocab_grown)
+    applied = apply_adapter(model, config, _options, trainable=trainable, vocab_grown=vocab_grown)
+    for name, parameter in applied.named_parameters():
+        if ".ranknum." in name:  # PEFT's counter of ranks, which learns nothing; on a 16-bit base PEFT lets it
+            parameter.requires_grad_(False)
+    return applied
 
 
 def init_rank(config: RunConfig) -> int:
