@@ -18,7 +18,7 @@ from llamafactory.api.server import build_server
 from llamafactory.api.settings import Settings
 from llamafactory.config.sections.template import TemplateConfig
 from llamafactory.errors import ModelError
-from llamafactory.inference.engine import Delta, Engine, GenerationOptions, TokenLogprob
+from llamafactory.inference.engine import Delta, Engine, EngineFailure, GenerationOptions, TokenLogprob
 from llamafactory.rendering.records import Conversation
 from llamafactory.rendering.renderer import Renderer, build_renderer
 
@@ -33,7 +33,7 @@ def make_renderer(template: str = "chatml", **options: object) -> Renderer:
 class ScriptedEngine:
     """Answers a prompt with the text `script` holds for its last message, else with the message itself.
 
-    `slow` gives a word every 20 ms for ten minutes, `stuck` never gives one, `too long` and `broken` raise.
+    `slow` gives a word every 20 ms for ten minutes, `stuck` never gives one, `too long`, `dead` and `broken` raise.
     """
 
     renderer: Renderer = field(default_factory=make_renderer)
@@ -50,6 +50,8 @@ class ScriptedEngine:
             self.renderer.prompt_ids(prompt)
         if last == "too long":
             raise ModelError("The prompt has 900 tokens and leaves no room for an answer; shorten it")
+        if last == "dead":
+            raise EngineFailure("the engine was closed before the answer was complete")
         if last == "broken":
             raise ValueError("a secret of the server")
         self.running += 1

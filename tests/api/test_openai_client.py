@@ -289,11 +289,12 @@ def test_json_formats_reach_the_engine(client: openai.OpenAI, served: Served) ->
 
 
 def test_completions(client: openai.OpenAI, served: Served) -> None:
-    answer = client.completions.create(model="tiny", prompt=["ab", "Hello"], n=2, echo=True, logprobs=1)
+    answer = client.completions.create(model="tiny", prompt=["ab", "Hello"], n=2, echo=True)
     assert [choice.text for choice in answer.choices] == ["abab", "abab", "HelloHello", "HelloHello"]
     assert answer.object == "text_completion" and answer.usage.prompt_tokens == 14
-    assert answer.choices[2].logprobs.text_offset == [5, 8]
     assert last_asked(served)[0] == "Hello"
+    answer = client.completions.create(model="tiny", prompt="Hello", logprobs=1)
+    assert answer.choices[0].logprobs.text_offset == [0, 3]
     chunks = list(client.completions.create(model="tiny", prompt="Hello", stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello"
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, "stop"]
@@ -361,6 +362,18 @@ def test_mistakes_are_told(client: openai.OpenAI, change: dict[str, object], fac
         client.post("/chat/completions", body={**ask("a", stream=stream), **change}, cast_to=object)
     assert fact in caught.value.body["message"]
     assert set(caught.value.body) == {"message", "type", "param", "code"}
+
+
+def test_a_dead_engine_is_no_fault_of_the_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.with_options(max_retries=0).chat.completions.create(**ask("dead"))
+    assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"] == "1"
+    assert caught.value.body["type"] == "server_error" and caught.value.body["code"] == "engine_failure"
+
+
+def test_log_probabilities_of_a_prompt_are_not_invented(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="leave out echo"):
+        client.completions.create(model="any", prompt="a", echo=True, logprobs=1)
 
 
 def test_bug_is_a_500_without_its_words(client: openai.OpenAI) -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from llamafactory.errors import ConfigError, ModelError
 from llamafactory.inference import batching, row_cache
-from llamafactory.inference.engine import GenerationOptions
+from llamafactory.inference.engine import EngineFailure, GenerationOptions
 
 SAMPLED = GenerationOptions(temperature=1.3, top_p=0.95, top_k=0, max_new_tokens=12, skip_special_tokens=False)
 
@@ -277,7 +277,7 @@ def test_closing_ends_running_and_waiting_answers_and_later_ones() -> None:
         return list(await asyncio.gather(*tasks, collect(engine, "Name", endless), return_exceptions=True))
 
     found = asyncio.run(run())
-    assert {type(error) for error in found} == {ModelError}
+    assert {type(error) for error in found} == {EngineFailure}
     assert "engine was closed" in str(found[0])
     assert len({str(error) for error in found}) == 1
 

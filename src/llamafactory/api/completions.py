@@ -52,6 +52,12 @@ class CompletionRoute:
         return JSONResponse(await self._work.while_wanted(self._whole(job), request.receive))
 
     def _understand(self, body: CompletionRequest) -> Job:
+        if body.echo and body.logprobs is not None:
+            raise ApiError(
+                400,
+                "logprobs: the server knows those of the tokens it writes, not those of a prompt; leave out echo",
+                param="logprobs",
+            )
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         check_texts(texts, "prompt", self._limits)
         options = completion_options(body, self._defaults, self._limits)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from llamafactory.errors import LlamaFactoryError
+from llamafactory.inference.engine import EngineFailure
 from llamafactory.logs import get_logger
 
 logger = get_logger(__name__)
@@ -54,6 +55,8 @@ def to_api_error(error: Exception) -> ApiError:
     """What the client is told about an error while its answer is made; our own bugs are logged and not shown."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineFailure):
+        return ApiError(503, str(error), code="engine_failure", retry_seconds=1)
     if isinstance(error, LlamaFactoryError):
         return ApiError(400, str(error), code=_code(str(error)))
     logger.error("the server failed to answer a request", exc_info=error)

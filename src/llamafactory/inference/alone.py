@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from llamafactory.errors import ModelError
+from llamafactory.inference.engine import EngineFailure
 from llamafactory.inference.handover import Outbox
 from llamafactory.inference.sampling import Answer, Token, choose
 
@@ -99,9 +100,9 @@ class AloneRunner:
         return found
 
 
-def closed_error() -> ModelError:
+def closed_error() -> EngineFailure:
     """What an answer ends with when its engine closes."""
-    return ModelError("the engine was closed before the answer was complete; build it again to ask again")
+    return EngineFailure("the engine was closed before the answer was complete; build it again to ask again")
 
 
 def _beam_settings(answer: Answer) -> GenerationConfig:

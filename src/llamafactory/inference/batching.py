@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from llamafactory.errors import ModelError
 from llamafactory.inference.alone import closed_error
+from llamafactory.inference.engine import EngineFailure
 from llamafactory.inference.handover import Outbox
 from llamafactory.inference.row_cache import RowDecoder
 from llamafactory.inference.sampling import Answer, Token, choose
@@ -178,7 +179,7 @@ class BatchRunner:
 
 def _explained(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
-        return ModelError(
+        return EngineFailure(
             "there is not enough memory for this answer beside the others; shorten it, or lower MAX_CONCURRENT in the "
             "environment"
         )

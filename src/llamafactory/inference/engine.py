@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from llamafactory.errors import ModelError
 from llamafactory.parts import Family
 from llamafactory.rendering.records import Conversation
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 ENGINES = Family(key="infer_backend", package="llamafactory.inference.engines", exports=("build",))
 
 FinishReason = Literal["stop", "length"]
+
+
+class EngineFailure(ModelError):
+    """The engine could not go on: no fault of what was asked, which may be asked again."""
 
 
 @dataclass(frozen=True, slots=True)

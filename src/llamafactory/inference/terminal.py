@@ -137,7 +137,7 @@ class _Dialogue:
         self._say("(conversation cleared)")
 
     def _unknown(self, name: str) -> None:
-        self._say(f"{name} is not a command (choose from {', '.join(_COMMANDS)}){did_you_mean(name, _COMMANDS)}")
+        raise DataError(f"{name} is not a command (choose from {', '.join(_COMMANDS)}){did_you_mean(name, _COMMANDS)}")
 
     def _say(self, text: str) -> None:
         """Tell the person something that is not the model's; a pipe gets answers alone."""

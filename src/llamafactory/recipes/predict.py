@@ -116,6 +116,7 @@ def facts_of(config: RunConfig, tasks: Sequence[Task], weights: object) -> dict[
     sections = (config.model, config.quantization)
     keys = {key: value for section in sections for key, value in section.model_dump(mode="json").items()}
     options = {key: value for key, value in asdict(options_of(config)).items() if key != "seed"}
+    keys["model_revision"] = config.hub.model_revision
     return {**keys, **options, "seed": config.training.seed, "weights": weights, "data": digest(tasks)}
 
 

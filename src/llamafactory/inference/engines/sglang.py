@@ -21,7 +21,7 @@ import torch
 
 from llamafactory.errors import ConfigError, ModelError, first_line
 from llamafactory.inference.answer_text import AnswerText, room_for_answer
-from llamafactory.inference.engine import Delta, GenerationOptions
+from llamafactory.inference.engine import Delta, EngineFailure, GenerationOptions
 from llamafactory.inference.foreign import Source, find_source, no_scores, refuse_options
 from llamafactory.inference.grammar import parse_schema
 from llamafactory.inference.handover import Outbox
@@ -112,7 +112,7 @@ class SglangEngine:
             outbox.put(error)
         except (OSError, ValueError, http.client.HTTPException) as error:
             outbox.put(
-                ModelError(f"the sglang server broke off an answer ({first_line(error)}); start the engine again")
+                EngineFailure(f"the sglang server broke off an answer ({first_line(error)}); start the engine again")
             )
         finally:
             connection.close()
@@ -184,7 +184,7 @@ def read_tokens(lines: Iterator[bytes]) -> Iterator[Token]:
         start = seen if len(ids) == meta.get("completion_tokens", len(ids)) else 0
         yield from _tokens_of(ids[start:], meta, seen)
         seen += len(ids) - start
-    raise ModelError("the sglang server ended its answer too early; start the engine again")
+    raise EngineFailure("the sglang server ended its answer too early; start the engine again")
 
 
 def _tokens_of(ids: list[int], meta: Mapping[str, Any], seen: int) -> Iterator[Token]:
