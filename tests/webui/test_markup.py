@@ -44,7 +44,7 @@ PIECES = (
 )  # fmt: skip
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
 def test_no_text_makes_a_page_draw_html_or_fetch_a_picture(pieces: list[str]) -> None:
     draws = MarkdownIt("commonmark", {"html": True}).enable("table")
