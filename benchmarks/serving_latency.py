@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     app = create_app(build_engine(arguments.hidden_size), Settings(), GenerationOptions(do_sample=False))
     server = build_server(app, Settings())
-    with socket.socket() as sock:
+    with socket.socket(proto=socket.IPPROTO_TCP) as sock:  # without the protocol asyncio lets small packets wait
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)

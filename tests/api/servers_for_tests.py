@@ -89,7 +89,7 @@ def serving(engine: Engine, settings: Settings | None = None, **parts: object) -
     settings = settings or Settings()
     app = create_app(engine, settings, DEFAULTS, **parts)  # type: ignore[arg-type]
     server = build_server(app, settings)
-    with socket.socket() as sock:
+    with socket.socket(proto=socket.IPPROTO_TCP) as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)

@@ -31,7 +31,8 @@ class Address:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         ports = range(_FIRST_PORT, _FIRST_PORT + _NUM_PORTS) if self.port is None else (self.port,)
         for port in ports:
-            found = socket.socket(family, socket.SOCK_STREAM)
+            # Without the protocol asyncio would let small packets wait for each other.
+            found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 found.bind((self.host, port))
