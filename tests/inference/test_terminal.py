@@ -82,6 +82,11 @@ def test_an_error_ends_a_pipe() -> None:
         piped("fail\nhello\n")
 
 
+def test_a_pipe_ends_with_a_command_that_does_not_exist() -> None:
+    with pytest.raises(DataError, match=r"/sistem is not a command .* did you mean '/system'"):
+        piped("/sistem Be kind\nhello\n")
+
+
 def test_control_sequences_of_a_model_are_inert() -> None:
     assert piped("escape\n") == "[31mred]0;title2Jback\ttab\n"
     assert strip_controls("a\x1b\x9b\x7f\x00\r\bb\n\t é 👩‍👩‍👧") == "ab\n\t é 👩‍👩‍👧"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from llamafactory.config.run import RunConfig, section_types
 from llamafactory.models.load import LoadedModel, load_model
@@ -73,3 +73,15 @@ def step(model: torch.nn.Module, learning_rate: float = 0.5) -> dict[str, torch.
 @pytest.fixture
 def sgd_step() -> Callable[..., dict[str, torch.Tensor]]:
     return step
+
+
+def write_gemma3(folder: Path, model_dir: Path) -> Path:
+    """Write a tiny Gemma 3 with a vision tower, and the tokenizer of `model_dir`; returns the folder."""
+    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    return folder

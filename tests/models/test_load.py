@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.models.conftest import write_gemma3
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -234,13 +232,7 @@ def test_family_without_checkpointing() -> None:
 
 def test_nothing_to_train(load, model_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "encoder_only"
-    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
-    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    write_gemma3(folder, model_dir)
     with pytest.raises(ModelError, match="finetuning_type: full leaves no parameter to train"):
         load(model_name_or_path=str(folder), finetuning_type="full", freeze_language_model=True)
     with pytest.raises(ConfigError, match="lora_target: no module is left that may learn"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.conftest import make_tokenizer
 from tests.models.conftest import MakeConfig
+from tests.models.small_training import IDS, logits, train
 from transformers import LlamaConfig
 
 from llamafactory.config import RunConfig
@@ -27,7 +28,6 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.extra
 
 Load = Callable[..., tuple[LoadedModel, object, object]]
-IDS = torch.arange(40, 72).reshape(2, 16)
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +52,6 @@ def stored_dir(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=settings).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
-
-
-def train(model: torch.nn.Module, num_steps: int = 5, *, bf16: bool = False) -> list[float]:
-    """The loss of each of a few updates on one batch."""
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], 1e-2)
-    losses = []
-    for _ in range(num_steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-def logits(model: torch.nn.Module, *, bf16: bool = False) -> torch.Tensor:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return model.eval()(input_ids=IDS).logits.float()
 
 
 def frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:

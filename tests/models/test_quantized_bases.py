@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import make_tokenizer
+from tests.models.small_training import IDS, logits, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +23,6 @@ from llamafactory.models.save import save_model
 from llamafactory.models.starter import build_model
 
 Load = Callable[..., tuple[LoadedModel, object, object]]
-IDS = torch.arange(40, 72).reshape(2, 16)
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +34,6 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_tokenizer(), hidden_size=64, num_layers=2, max_length=512, tie_word_embeddings=False
     ).save_pretrained(folder)
     return folder
-
-
-def train(
-    model: torch.nn.Module, num_steps: int = 5, learning_rate: float = 1e-2, *, bf16: bool = False
-) -> list[float]:
-    """The loss of each of a few updates on one batch."""
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], learning_rate)
-    losses = []
-    for _ in range(num_steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-def logits(model: torch.nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits.float()
 
 
 def frozen(model: torch.nn.Module) -> dict[str, Tensor]:

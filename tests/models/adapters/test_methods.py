@@ -8,12 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.models.conftest import write_gemma3
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
 )
 
 from llamafactory.errors import CheckpointError, ConfigError, ModelError
@@ -208,13 +206,7 @@ def test_a_rounded_base_has_no_plain_adapter(load, model_dir: Path, tmp_path: Pa
 
 
 def test_a_target_of_which_nothing_learns_is_told(load, model_dir: Path, tmp_path: Path, capsys, caplog) -> None:
-    text = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
-    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    write_gemma3(tmp_path, model_dir)
     load(model_name_or_path=str(tmp_path), lora_target="fc1,q_proj")
     told = capsys.readouterr().err + caplog.text
     assert "lora_target: fc1 has no effect, all modules of that name stay frozen" in told and "q_proj has" not in told
