@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llamafactory.inference.answer_parts import THINK, ThoughtReader
+from llamafactory.inference.answer_parts import ThoughtReader
+from llamafactory.rendering.chat_messages import THINK
 
 
 def split(text: str, size: int, *, started: bool = False) -> tuple[str, str]:

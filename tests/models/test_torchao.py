@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.models.small_training import logits, train
 
 from llamafactory.config import load_config
 from llamafactory.errors import ConfigError
@@ -15,29 +16,11 @@ from llamafactory.models.quantization import quantization_of
 from llamafactory.models.save import save_model
 
 Load = Callable[..., tuple[LoadedModel, object, object]]
-IDS = torch.arange(40, 72).reshape(2, 16)
 
 
 @pytest.fixture
 def needs_torchao() -> None:
     pytest.importorskip("torchao", reason="torchao is not installed (pip install 'llamafactory[torchao]')")
-
-
-def train(model: torch.nn.Module, learning_rate: float) -> list[float]:
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], learning_rate)
-    losses = []
-    for _ in range(5):
-        loss = model(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits.float()
 
 
 @pytest.mark.extra
@@ -49,7 +32,7 @@ def test_an_adapter_learns_on_8_bits_and_comes_back(load: Load, untied_dir: Path
     layer = loaded.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     before = layer.weight.dequantize().clone()
     assert type(layer.weight).__name__ == "Int8Tensor"
-    losses = train(loaded.model, 1e-2)
+    losses = train(loaded.model)
     assert losses[-1] < losses[0] - 0.1 and torch.equal(layer.weight.dequantize(), before)
     expected = logits(loaded.model)
     save_model(loaded.model, bundle.tokenizer, tmp_path / "adapter", record=loaded.record)
@@ -68,7 +51,7 @@ def test_weights_trained_in_view_of_rounding_are_those_that_are_rounded(
         model_name_or_path=str(untied_dir), finetuning_type="full", quantization_aware=True, **options
     )
     assert quantization_of(loaded.model) is None
-    losses = train(loaded.model, 1e-3)
+    losses = train(loaded.model, learning_rate=1e-3)
     assert losses[-1] < losses[0] - 0.2
     expected = logits(loaded.model)
     save_model(loaded.model, bundle.tokenizer, tmp_path / "full", record=loaded.record)

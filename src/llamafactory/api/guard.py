@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamafactory.api.errors import ApiError, to_response
 from llamafactory.api.settings import Settings
+from llamafactory.hosts import name_of_host
 
 OPEN_PATH = "/health"
 
@@ -54,7 +55,7 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         allowed = self._settings.hosts
-        name = _hostname(host)
+        name = name_of_host(host)
         if allowed and name not in allowed:
             raise ApiError(
                 403,
@@ -123,10 +124,3 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
 
 def _first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in headers if key == name), "")
-
-
-def _hostname(host: str) -> str:
-    try:
-        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
-    except ValueError:
-        return host

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from llamafactory import env
 from llamafactory.errors import ConfigError
+from llamafactory.hosts import LOOPBACK
 
 NO_KEY_FLAG = "API_ALLOW_EVERYONE_WITHOUT_KEY"
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settings:
     key: str = ""
     model_name: str = "gpt-3.5-turbo"
     root_path: str = ""
-    hosts: frozenset[str] = frozenset(LOOPBACK_NAMES)
+    hosts: frozenset[str] = LOOPBACK
     origins: tuple[str, ...] = ()
     media_root: Path | None = None
     remote_media: bool = False
@@ -110,7 +110,7 @@ def _hosts(host: str) -> frozenset[str]:
     given = _words("API_ALLOWED_HOSTS")
     if not is_loopback(host) and not given:
         return frozenset()
-    return frozenset(name.lower() for name in (*LOOPBACK_NAMES, host, *given))
+    return frozenset(name.lower() for name in (*LOOPBACK, host, *given))
 
 
 def _limits() -> Limits:

@@ -218,10 +218,6 @@ class ThoughtReader:
         return text
 
 
-THINK = ("<think>", "</think>")
-"""The words around a thought where a template names none."""
-
-
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A piece of an answer as people see it."""

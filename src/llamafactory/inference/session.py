@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamafactory.errors import DataError
-from llamafactory.inference.answer_parts import THINK, Shown, ThoughtReader, needs_controls, to_shown
+from llamafactory.inference.answer_parts import Shown, ThoughtReader, needs_controls, to_shown
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
 from llamafactory.rendering.calls import ToolCall, dump, read_function_message, read_tools
+from llamafactory.rendering.chat_messages import THINK
 from llamafactory.rendering.records import Conversation, Message
 
 _CALL_WORDS = ("<tool_call>", "</tool_call>")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llamafactory import env
 from llamafactory.errors import ConfigError, first_line
-from llamafactory.webui.guard import LOOPBACK
+from llamafactory.hosts import LOOPBACK
 
 _FIRST_PORT, _NUM_PORTS = 7860, 100
 

@@ -15,11 +15,12 @@ from typing import Any
 import gradio as gr
 
 from llamafactory.errors import DataError, LlamaFactoryError
-from llamafactory.inference.answer_parts import THINK, ThoughtReader
+from llamafactory.inference.answer_parts import ThoughtReader
 from llamafactory.inference.chat_model import ChatModel
 from llamafactory.inference.engine import GenerationOptions
 from llamafactory.inference.session import Session, calls_of, new_session
 from llamafactory.rendering.calls import read_tools
+from llamafactory.rendering.chat_messages import THINK
 from llamafactory.rendering.records import Message
 from llamafactory.webui.markup import show_as_text
 

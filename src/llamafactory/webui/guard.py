@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from llamafactory.hosts import LOOPBACK, name_of_host
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # Nothing is fetched from elsewhere: an image in an answer would carry the conversation away in its address.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -65,14 +66,6 @@ class Guard:
         if self._credentials is not None and not _is_known(headers.get("authorization", ""), self._credentials):
             return 401, "Authorization: name and password are needed"
         return None
-
-
-def name_of_host(host: str) -> str:
-    """The name in a Host header, without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _is_known(header: str, credentials: tuple[str, str]) -> bool:
